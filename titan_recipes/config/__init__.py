@@ -1,0 +1,1 @@
+"""The schema, its loading and the plan arithmetic. No torch anywhere below."""

@@ -1,0 +1,115 @@
+"""Resolve: schema defaults < bundle < plan < cluster (env only) < `--set`, into one frozen Job."""
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from titan_recipes.config.cluster import Cluster, check_fits
+from titan_recipes.config.job import Derived, Job, Origin, to_toml
+from titan_recipes.config.load import (
+    Layer,
+    Provenance,
+    all_keys,
+    merge,
+    parse_overrides,
+    read_section,
+    validate,
+)
+from titan_recipes.config.plan import derive
+from titan_recipes.config.schema import Config
+from titan_recipes.config.support import contradictions, sleeping, unsupported
+from titan_recipes.errors import ConfigError, Problem
+
+FILE_OF_SECTION = {"recipe": "recipe.toml", "assets": "recipe.toml", "model": "model.toml"}
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """A job, lines worth telling the user, and which layer set which key."""
+
+    job: Job
+    notes: tuple[str, ...]
+    provenance: Provenance
+
+
+def resolve(
+    layers: Sequence[Layer],
+    *,
+    digest: str,
+    bundle: str,
+    plan: str,
+    overrides: Sequence[str] = (),
+    cluster: Cluster | None = None,
+    cluster_name: str = "",
+) -> Resolution:
+    """Resolve a bundle's layers, the plan last, into a job. Raises ConfigError with all problems.
+
+    bundle: the bundle's directory, "" for a packaged recipe; plan, cluster_name: their names;
+    overrides: `section.key=value` as typed.
+    """
+    cluster = cluster or Cluster()
+    data, provenance = merge([*layers, *parse_overrides(Config, overrides)])
+    config = _validated(data, provenance, layers)
+    derived, notes = check(config, provenance)
+    if problems := check_fits(config.plan, cluster, provenance.get("plan.gpu", plan)):
+        raise ConfigError(problems)
+    origin = Origin(
+        digest=digest, bundle=bundle, plan=plan, cluster=cluster_name, overrides=tuple(overrides)
+    )
+    sections = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    job = Job(**sections, origin=origin, derived=derived, env=cluster.env)
+    return Resolution(job, tuple(notes), provenance)
+
+
+def _validated(data: dict[str, object], provenance: Provenance, layers: Sequence[Layer]) -> Config:
+    """The config, every missing key blamed on the file that should hold it."""
+    blamed = dict(provenance)
+    for name, file in FILE_OF_SECTION.items():
+        for layer in layers:
+            if layer.where.endswith(file):
+                blamed.setdefault(name, layer.where)
+    return validate(Config, data, blamed, layers[0].where if layers else "--set")
+
+
+def check(config: Config, provenance: Provenance) -> tuple[Derived, list[str]]:
+    """All the checks on a config of the right shape; the derived integers and the notes."""
+
+    def where_of(key: str) -> str:
+        return provenance.get(key, "defaults")
+
+    problems: list[Problem] = [
+        *unsupported(config, where_of),
+        *contradictions(config, lambda key: key in provenance, where_of),
+    ]
+    try:
+        derived, notes = derive(config, where_of)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    for key in all_keys(Config):
+        if key in provenance and (why := sleeping(config, key)):
+            notes.append(f"{where_of(key)}: {key} has no effect: {why}")
+    return derived, notes
+
+
+def with_overrides(job: Job, overrides: Sequence[str], *, allow: Sequence[str] = ()) -> Job:
+    """The job with some settings changed and everything derived anew. Raises ConfigError.
+
+    allow: dotted prefixes that may change; () = any.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if allow and not key.startswith(tuple(allow)):
+            cure = f"only {', '.join(f'{prefix}*' for prefix in allow)} may change"
+            raise ConfigError([Problem(f"--set {override}", key, "can't change here", cure)])
+    data = tomllib.loads(to_toml(job))
+    for name in ("origin", "derived", "env"):
+        data.pop(name)
+    merged, _ = merge([Layer("job.toml", data), *parse_overrides(Config, overrides)])
+    config = read_section(Config, merged, "--set")
+    derived, _ = check(config, dict.fromkeys((o.partition("=")[0] for o in overrides), "--set"))
+    sections = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    origin = dataclasses.replace(job.origin, overrides=(*job.origin.overrides, *overrides))
+    return Job(**sections, origin=origin, derived=derived, env=job.env)

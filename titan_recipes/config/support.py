@@ -1,0 +1,229 @@
+"""What the trainer honours today, what is dormant, and which settings contradict each other.
+
+A key that would be ignored is refused by name, unless it is dormant: a setting that only matters
+under a condition that does not hold (pipeline keys at degree 1) is legal, and `validate` notes it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from titan_recipes.config.load import show
+from titan_recipes.config.schema import Config
+from titan_recipes.errors import Problem
+
+HONOURED: dict[str, tuple[Any, ...]] = {
+    "model.converters": ((),),
+    "training.enable_cpu_offload": (False,),
+    "optimizer.early_step_in_backward": (False,),
+    "parallelism.data_parallel_replicate_degree": (1,),
+    "parallelism.tensor_parallel_degree": (1,),
+    "parallelism.pipeline_parallel_degree": (1,),
+    "parallelism.context_parallel_degree": (1,),
+    "parallelism.expert_parallel_degree": (1,),
+    "parallelism.expert_tensor_parallel_degree": (1,),
+    "checkpoint.initial_load_in_hf": (False,),
+    "checkpoint.last_save_in_hf": (False,),
+    "checkpoint.async_mode": ("disabled", "async"),
+    "activation_checkpoint.mode": ("none", "full", "selective"),
+    "comm.mode": ("default",),
+    "fault_tolerance.enable": (False,),
+}
+"""The values honoured of each key that has others; keys not listed are honoured in full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dormancy:
+    """Keys, as dotted prefixes, that matter only while `awake` holds.
+
+    why completes "has no effect: ..."; switch is the key that wakes them, never dormant itself.
+    """
+
+    keys: tuple[str, ...]
+    awake: Callable[[Config], bool]
+    why: str
+    switch: str = ""
+
+
+DORMANT: tuple[Dormancy, ...] = (
+    Dormancy(
+        ("parallelism.pipeline_parallel_", "parallelism.module_fqns_per_model_part"),
+        lambda c: c.parallelism.pipeline_parallel_degree > 1,
+        "pipeline_parallel_degree is 1",
+        switch="parallelism.pipeline_parallel_degree",
+    ),
+    Dormancy(
+        ("parallelism.context_parallel_",),
+        lambda c: c.parallelism.context_parallel_degree > 1,
+        "context_parallel_degree is 1",
+        switch="parallelism.context_parallel_degree",
+    ),
+    Dormancy(
+        ("parallelism.disable_loss_parallel", "parallelism.enable_async_tensor_parallel"),
+        lambda c: c.parallelism.tensor_parallel_degree > 1,
+        "tensor_parallel_degree is 1",
+    ),
+    Dormancy(
+        ("parallelism.expert_parallel_comm_backend",),
+        lambda c: c.parallelism.expert_parallel_degree > 1,
+        "expert_parallel_degree is 1",
+    ),
+    Dormancy(("debug.moe_force_load_balance",), lambda c: False, "the model has no experts"),
+    Dormancy(
+        ("checkpoint.",),
+        lambda c: c.checkpoint.enable,
+        "checkpoint.enable is false",
+        switch="checkpoint.enable",
+    ),
+    Dormancy(
+        ("checkpoint.initial_load_",),
+        lambda c: bool(c.checkpoint.initial_load_path),
+        "checkpoint.initial_load_path is not set",
+        switch="checkpoint.initial_load_path",
+    ),
+    Dormancy(
+        ("checkpoint.initial_load_in_hf_quantized",),
+        lambda c: c.checkpoint.initial_load_in_hf,
+        "checkpoint.initial_load_in_hf is false",
+    ),
+    Dormancy(
+        ("checkpoint.export_dtype", "checkpoint.last_save_in_hf"),
+        lambda c: c.checkpoint.last_save_model_only,
+        "checkpoint.last_save_model_only is false",
+    ),
+    Dormancy(
+        ("checkpoint.enable_ft_dataloader_checkpoints",),
+        lambda c: c.fault_tolerance.enable,
+        "fault_tolerance.enable is false",
+    ),
+    Dormancy(
+        tuple(
+            f"fault_tolerance.{key}"
+            for key in ("process_group", "replica_id", "group_size", "min_replica", "semi_sync")
+        ),
+        lambda c: c.fault_tolerance.enable,
+        "fault_tolerance.enable is false",
+    ),
+    Dormancy(
+        ("validation.",),
+        lambda c: c.validation.enable,
+        "validation.enable is false",
+        switch="validation.enable",
+    ),
+    Dormancy(
+        ("compile.",),
+        lambda c: c.compile.enable,
+        "compile.enable is false",
+        switch="compile.enable",
+    ),
+    Dormancy(("quantize.",), lambda c: bool(c.model.converters), "model.converters is empty"),
+    Dormancy(
+        ("model.print_after_conversion",),
+        lambda c: bool(c.model.converters),
+        "model.converters is empty",
+    ),
+    Dormancy(
+        ("activation_checkpoint.selective_ac_option",),
+        lambda c: c.activation_checkpoint.mode == "selective",
+        "activation_checkpoint.mode is not selective",
+    ),
+    Dormancy(
+        ("activation_checkpoint.per_op_sac_",),
+        lambda c: (
+            c.activation_checkpoint.mode == "selective"
+            and c.activation_checkpoint.selective_ac_option == "op"
+        ),
+        'activation_checkpoint is not selective by "op"',
+    ),
+    Dormancy(
+        ("activation_checkpoint.memory_budget", "activation_checkpoint.visualize_memory_"),
+        lambda c: c.activation_checkpoint.mode == "memory_budget",
+        "activation_checkpoint.mode is not memory_budget",
+    ),
+    Dormancy(
+        ("profiling.save_traces_folder", "profiling.profiler_"),
+        lambda c: c.profiling.enable_profiling,
+        "profiling.enable_profiling is false",
+    ),
+    Dormancy(
+        ("profiling.profile_freq",),
+        lambda c: c.profiling.enable_profiling or c.profiling.enable_memory_snapshot,
+        "profiling is off",
+    ),
+    Dormancy(
+        ("profiling.save_memory_snapshot_folder",),
+        lambda c: c.profiling.enable_memory_snapshot,
+        "profiling.enable_memory_snapshot is false",
+    ),
+    Dormancy(
+        ("metrics.save_tb_folder", "metrics.save_for_all_ranks"),
+        lambda c: c.metrics.enable_tensorboard,
+        "metrics.enable_tensorboard is false",
+    ),
+    Dormancy(
+        ("debug.deterministic_warn_only",),
+        lambda c: c.debug.deterministic,
+        "debug.deterministic is false",
+    ),
+)
+
+
+def sleeping(config: Config, key: str) -> str:
+    """Why a key has no effect under this config; "" if it has one."""
+    for dormancy in DORMANT:
+        if key == dormancy.switch:
+            continue
+        if key.startswith(dormancy.keys) and not dormancy.awake(config):
+            return dormancy.why
+    return ""
+
+
+def value_at(config: Any, dotted: str) -> Any:
+    """The value of a dotted key."""
+    for part in dotted.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def unsupported(config: Config, where_of: Callable[[str], str]) -> Iterator[Problem]:
+    """Every awake setting that the trainer does not honour yet."""
+    for key, honoured in HONOURED.items():
+        value = value_at(config, key)
+        if value not in honoured and not sleeping(config, key):
+            cure = f"use {', '.join(show(choice) for choice in honoured)}"
+            yield Problem(where_of(key), key, f"{show(value)} is not supported yet", cure)
+
+
+def contradictions(
+    config: Config, explicit: Callable[[str], bool], where_of: Callable[[str], str]
+) -> Iterator[Problem]:
+    """Pairs of settings that can't both be meant. `explicit(key)`: some layer wrote it."""
+
+    def clash(key: str, other: str, cure: str) -> Problem:
+        return Problem(where_of(key), key, f"contradicts {other}", cure)
+
+    if config.data.sources:
+        for key in ("training.dataset", "training.dataset_path"):
+            if explicit(key):
+                yield clash(key, "data.sources", "the mixture names its own datasets; keep one")
+    if config.model.tokenizer_path and config.model.hf_assets_path:
+        yield clash("model.tokenizer_path", "model.hf_assets_path", "keep one")
+    if config.data.streaming:
+        if config.data.sources:
+            yield clash("data.streaming", "data.sources", "a mixture reads prepared shards")
+        if explicit("data.shuffle") and config.data.shuffle:
+            yield clash("data.streaming", "data.shuffle", "a stream comes in its own order")
+    checkpoint = config.checkpoint
+    if checkpoint.load_only and checkpoint.create_seed_checkpoint:
+        yield clash("checkpoint.create_seed_checkpoint", "checkpoint.load_only", "keep one")
+    if checkpoint.create_seed_checkpoint and not checkpoint.enable:
+        yield clash("checkpoint.create_seed_checkpoint", "checkpoint.enable = false", "enable it")
+    if config.profiling.enable_profiling:
+        window = config.profiling.profiler_warmup + config.profiling.profiler_active
+        if window > config.profiling.profile_freq:
+            yield Problem(
+                where_of("profiling.profile_freq"),
+                "profiling.profile_freq",
+                f"got {config.profiling.profile_freq}",
+                f"must be at least profiler_warmup + profiler_active = {window}",
+            )
