@@ -132,6 +132,8 @@ def _cure_unknown(cls: type, dotted: str) -> str:
     return "remove it, or see `titan-recipes schema` for the keys there are"
 
 
+MISSING = "missing"
+
 _TYPE_WORDS = {
     "int_type": "an integer",
     "int_from_float": "an integer",
@@ -157,7 +159,7 @@ def _describe(cls: type, error: Any, where_of: typing.Callable[[str], str]) -> P
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         return Problem(where, dotted, "unknown key", _cure_unknown(cls, dotted))
     if kind == "missing":
-        return Problem(where, dotted, "missing", "it has no default; write it")
+        return Problem(where, dotted, MISSING, "it has no default; write it")
     got = f"got {show(error['input'])}"
     if kind == "literal_error":
         return Problem(where, dotted, got, f"use {context['expected']}")
@@ -168,12 +170,19 @@ def _describe(cls: type, error: Any, where_of: typing.Callable[[str], str]) -> P
     return Problem(where, dotted, got, f"must be {bound}" if bound else str(error["msg"]))
 
 
+@cache
+def _adapter(cls: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
 def validate(cls: type[T], data: Mapping[str, Any], provenance: Provenance, default: str) -> T:
     """Build the section `cls` from merged data. Raises ConfigError with every problem.
 
     provenance names the file of each key; `default` is named where no layer set anything near.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     def where_of(dotted: str) -> str:
         parts = dotted.split(".")
@@ -185,10 +194,20 @@ def validate(cls: type[T], data: Mapping[str, Any], provenance: Provenance, defa
     # A TOML date has no JSON form: a table is refused wherever a date could have been meant.
     text = json.dumps(data, default=lambda value: {"TOML date or time": str(value)})
     try:
-        return TypeAdapter(cls).validate_json(text, strict=True)
+        return _adapter(cls).validate_json(text, strict=True)
     except ValidationError as error:
         problems = [_describe(cls, item, where_of) for item in error.errors(include_url=False)]
         raise ConfigError(problems) from None
+
+
+def check_layer(cls: type, layer: Layer) -> list[Problem]:
+    """What is wrong in one layer by itself, also where a later layer would win over it."""
+    merged, provenance = merge([layer])
+    try:
+        validate(cls, merged, provenance, layer.where)
+    except ConfigError as error:
+        return [problem for problem in error.problems if problem.got != MISSING]
+    return []
 
 
 def read_section(cls: type[T], data: Mapping[str, Any], where: str) -> T:

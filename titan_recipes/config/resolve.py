@@ -2,7 +2,7 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from titan_recipes.config.cluster import Cluster, check_fits
@@ -11,6 +11,7 @@ from titan_recipes.config.load import (
     Layer,
     Provenance,
     all_keys,
+    check_layer,
     merge,
     parse_overrides,
     read_section,
@@ -26,11 +27,15 @@ FILE_OF_SECTION = {"recipe": "recipe.toml", "assets": "recipe.toml", "model": "m
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """A job, lines worth telling the user, and which layer set which key."""
+    """A job and what to say of it."""
 
     job: Job
     notes: tuple[str, ...]
+    """What was changed: settings that were clipped to each other."""
+    dormant: tuple[str, ...]
+    """Settings that were written but have no effect in this job, and why."""
     provenance: Provenance
+    """Dotted key -> the layer that set it."""
 
 
 def resolve(
@@ -49,17 +54,23 @@ def resolve(
     overrides: `section.key=value` as typed.
     """
     cluster = cluster or Cluster()
-    data, provenance = merge([*layers, *parse_overrides(Config, overrides)])
-    config = _validated(data, provenance, layers)
-    derived, notes = check(config, provenance)
-    if problems := check_fits(config.plan, cluster, provenance.get("plan.gpu", plan)):
+    changes = parse_overrides(Config, overrides)
+    problems = [p for layer in (*layers, *changes) for p in check_layer(Config, layer)]
+    data, provenance = merge([*layers, *changes])
+    try:
+        config = _validated(data, provenance, layers)
+        problems += check_fits(config.plan, cluster, provenance.get("plan.gpu", plan))
+        derived, notes = check(config, provenance)
+    except ConfigError as error:
+        raise ConfigError(dict.fromkeys([*problems, *error.problems])) from None
+    if problems:
         raise ConfigError(problems)
     origin = Origin(
         digest=digest, bundle=bundle, plan=plan, cluster=cluster_name, overrides=tuple(overrides)
     )
     sections = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     job = Job(**sections, origin=origin, derived=derived, env=cluster.env)
-    return Resolution(job, tuple(notes), provenance)
+    return Resolution(job, tuple(notes), tuple(_dormant(config, provenance)), provenance)
 
 
 def _validated(data: dict[str, object], provenance: Provenance, layers: Sequence[Layer]) -> Config:
@@ -73,7 +84,7 @@ def _validated(data: dict[str, object], provenance: Provenance, layers: Sequence
 
 
 def check(config: Config, provenance: Provenance) -> tuple[Derived, list[str]]:
-    """All the checks on a config of the right shape; the derived integers and the notes."""
+    """All the checks on a config of the right shape; the derived integers, and what was clipped."""
 
     def where_of(key: str) -> str:
         return provenance.get(key, "defaults")
@@ -88,10 +99,13 @@ def check(config: Config, provenance: Provenance) -> tuple[Derived, list[str]]:
         raise ConfigError([*problems, *error.problems]) from None
     if problems:
         raise ConfigError(problems)
+    return derived, notes
+
+
+def _dormant(config: Config, provenance: Provenance) -> Iterator[str]:
     for key in all_keys(Config):
         if key in provenance and (why := sleeping(config, key)):
-            notes.append(f"{where_of(key)}: {key} has no effect: {why}")
-    return derived, notes
+            yield f"{provenance[key]}: {key} has no effect: {why}"
 
 
 def with_overrides(job: Job, overrides: Sequence[str], *, allow: Sequence[str] = ()) -> Job:

@@ -1,0 +1,38 @@
+# What people and CI both call. Needs Python 3.11+ and the package index, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint check tests bench clean help
+
+help:
+	@echo "make demo    train llama3_debug on two local ranks, from a fresh clone (about 3 minutes)"
+	@echo "make test    every check and test"
+	@echo "make lint    ruff, basedpyright, import-linter"
+	@echo "make bench   the benchmarks; tables on the screen, JSON in benchmarks/results/"
+	@echo "make clean   remove .venv and caches, not outputs/"
+
+demo: .venv/.installed
+	$(BIN)/titan-recipes launch llama3_debug
+
+test: lint tests
+
+lint: .venv/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+tests: .venv/.installed
+	$(BIN)/pytest
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/launcher_speed.py
+	$(BIN)/python benchmarks/trainer_overhead.py
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[trainer,wandb,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache dist build

@@ -1,0 +1,115 @@
+"""Where recipes are looked for, and what a name, a path and a version find."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from titan_recipes.bundle.find import find_bundle, list_bundles
+from titan_recipes.config.data_root import data_root
+from titan_recipes.errors import BundleError
+
+PACKAGED = data_root() / "recipes"
+
+
+def make(folder: Path, version: str = "1.0.0") -> Path:
+    folder.mkdir(parents=True)
+    text = f'name = "{folder.name}"\nversion = "{version}"\nsummary = "s"\ndefault_plan = "p"\n'
+    (folder / "recipe.toml").write_text(f"[recipe]\n{text}")
+    return folder
+
+
+def message(name: str) -> str:
+    with pytest.raises(BundleError) as caught:
+        find_bundle(name)
+    return str(caught.value)
+
+
+def test_find_when_name_is_in_every_place_takes_them_in_order(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = make(workplace / "a" / "llama3_8b"), make(workplace / "b" / "llama3_8b")
+    assert find_bundle("llama3_8b").path == PACKAGED / "llama3_8b"
+    monkeypatch.setenv("TITAN_RECIPES_PATH", f"{first.parent}{os.pathsep}{second.parent}")
+    assert find_bundle("llama3_8b").path == first
+    make(workplace / "recipes" / "llama3_8b")
+    assert find_bundle("llama3_8b").path.resolve() == workplace / "recipes" / "llama3_8b"
+
+
+def test_find_when_path_is_given_takes_the_directory(workplace: Path):
+    made = make(workplace / "somewhere" / "mine")
+    assert find_bundle("somewhere/mine").path == made
+    assert find_bundle("./somewhere/mine/").path == made
+    assert find_bundle(str(made)).path == made
+    os.chdir(made.parent)
+    assert find_bundle("mine").path == made
+
+
+def test_find_when_version_is_asked_finds_a_shadowed_one(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    make(workplace / "recipes" / "x", "2.0.0")
+    old = make(workplace / "old" / "x", "1.0.0")
+    monkeypatch.setenv("TITAN_RECIPES_PATH", "old")
+    assert find_bundle("x").version == "2.0.0"
+    assert find_bundle("x@1.0.0").path.resolve() == old
+    assert message("x@3.0.0") == (
+        'recipe "x" has no version 3.0.0; versions there: 2.0.0 (recipes/x), 1.0.0 (old/x)'
+    )
+
+
+def test_find_when_missing_says_where_it_looked(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TITAN_RECIPES_PATH", "shared")
+    assert message("llama3_8c") == (
+        f'no recipe "llama3_8c" in recipes, shared, {PACKAGED}; did you mean "llama3_8b"?'
+    )
+    assert message("./nowhere") == (
+        "./nowhere: no such directory; give a recipe's name or its directory"
+    )
+    (workplace / "empty").mkdir()
+    assert message("./empty") == (
+        "./empty: no recipe.toml in it; give a recipe's name or its directory"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[recipe\n", "not TOML: Expected ']' at the end of a table declaration (at line 1"),
+        ('[recipe]\nname = "bad"\n', "recipe.version: missing"),
+        ("[recipe]\nname = 1\nversion=''\nsummary=''\ndefault_plan=''", "recipe.name: wrong type"),
+        (
+            "[recipe]\nname = 'x'\nversion=''\nsummary=''\ndefault_plan=''",
+            'recipe.name: "x", but the directory is "bad"',
+        ),
+    ],
+)
+def test_list_when_one_is_broken_lists_it_with_its_reason(
+    workplace: Path, write, text: str, reason: str
+):
+    write(workplace / "recipes" / "bad", {"recipe.toml": text})
+    make(workplace / "recipes" / "good")
+    listed = {entry.bundle.name: entry for entry in list_bundles()}
+    assert listed["bad"].broken.startswith(f"recipes/bad/recipe.toml: {reason}")
+    assert listed["good"].broken == ""
+    assert listed["good"].version == "1.0.0"
+
+
+def test_list_when_one_is_shadowed_lists_the_first_only(workplace: Path):
+    make(workplace / "recipes" / "llama3_8b", "9.0.0")
+    listed = {entry.bundle.name: entry.version for entry in list_bundles()}
+    assert listed["llama3_8b"] == "9.0.0"
+    assert list(listed) == [
+        "llama3_1b", "llama3_3b", "llama3_8b", "llama3_70b", "llama3_405b", "llama3_debug",
+    ]  # fmt: skip
+
+
+def test_list_when_places_are_the_same_directory_lists_it_once(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    make(workplace / "recipes" / "x")
+    monkeypatch.setenv("TITAN_RECIPES_PATH", str(workplace / "recipes"))
+    assert [entry.bundle.name for entry in list_bundles()].count("x") == 1
+    assert message("x@2.0.0") == (
+        'recipe "x" has no version 2.0.0; versions there: 1.0.0 (recipes/x)'
+    )

@@ -1,0 +1,38 @@
+"""What every test gets: state, configuration and caches of its own, and one thread a process."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported anywhere: many small processes on few cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session_cache: Path) -> None:
+    """Nothing of the user's own: no outputs, no profiles, no recipes, no token cache."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("TITAN_RECIPES_CACHE", str(session_cache))
+    for name in ("TITAN_RECIPES_OUTPUTS", "TITAN_RECIPES_PATH", "TITAN_RECIPES_CLUSTERS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One token cache for the whole session: the same text is tokenized once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small text file of real text: a few of Python's own modules."""
+    import argparse
+    import inspect
+    import textwrap
+    import typing
+
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("".join(inspect.getsource(m) for m in (argparse, inspect, typing, textwrap)))
+    return path

@@ -1,0 +1,111 @@
+"""Every layout trains the same model: losses and gradient norms against one process."""
+
+from pathlib import Path
+
+import pytest
+from training import column, largest_difference, rows, small_job, train, train_here
+
+
+@pytest.fixture(scope="module")
+def one_process(
+    tmp_path_factory: pytest.TempPathFactory, corpus: Path, session_cache: Path
+) -> Path:
+    """20 steps in one process, fp32, gradient accumulation over 4 passes."""
+    directory = tmp_path_factory.mktemp("one-process")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TITAN_RECIPES_CACHE", str(session_cache))
+        train_here(directory, small_job(corpus))
+    return directory
+
+
+def test_fsdp2_on_two_ranks_equals_one_process(
+    one_process: Path, tmp_path: Path, corpus: Path
+) -> None:
+    train(tmp_path, small_job(corpus, ranks=2))
+    for name in ("loss", "grad_norm"):
+        expected = column(one_process, name)
+        assert len(expected) == 20
+        assert largest_difference(expected, column(tmp_path, name)) <= 1e-6
+    assert column(one_process, "loss")[-1] < column(one_process, "loss")[0] - 0.3
+
+
+@pytest.mark.parametrize(
+    ("setting", "tolerance"),
+    [
+        ("activation_checkpoint.mode='full'", 0),
+        ("activation_checkpoint.mode='selective'", 0),
+        ("optimizer.implementation='foreach'", 1e-6),
+        ("optimizer.implementation='for-loop'", 1e-6),
+        ("training.dataloader.num_workers=1", 0),
+    ],
+)
+def test_options_that_keep_the_numbers_keep_them(
+    one_process: Path, tmp_path: Path, corpus: Path, setting: str, tolerance: float
+) -> None:
+    train_here(tmp_path, small_job(corpus, setting, "training.steps=5"))
+    for name in ("loss", "grad_norm"):
+        expected = column(one_process, name)[:3]
+        assert largest_difference(expected, column(tmp_path, name)[:3]) <= tolerance
+
+
+def test_selective_by_op_and_never_reshard_on_two_ranks_equal_one_process(
+    one_process: Path, tmp_path: Path, corpus: Path
+) -> None:
+    job = small_job(
+        corpus,
+        "activation_checkpoint.mode='selective'",
+        "activation_checkpoint.selective_ac_option='op'",
+        "parallelism.fsdp_reshard_after_forward='never'",
+        "checkpoint.async_mode='async'",
+        ranks=2,
+    )
+    train(tmp_path, job)
+    assert largest_difference(column(one_process, "loss"), column(tmp_path, "loss")) <= 1e-6
+    norms = column(one_process, "grad_norm"), column(tmp_path, "grad_norm")
+    assert largest_difference(*norms) <= 1e-6
+
+
+@pytest.mark.slow
+def test_compiled_blocks_and_loss_equal_eager(
+    one_process: Path, tmp_path: Path, corpus: Path
+) -> None:
+    train_here(tmp_path, small_job(corpus, "compile.enable=true"))
+    assert largest_difference(column(one_process, "loss"), column(tmp_path, "loss")) <= 1e-5
+
+
+def test_tied_embeddings_on_two_ranks_equal_one_process(tmp_path: Path, corpus: Path) -> None:
+    for ranks in (1, 2):
+        job = small_job(corpus, "model.tie_embeddings=true", "training.steps=6", ranks=ranks)
+        (train if ranks > 1 else train_here)(tmp_path / str(ranks), job)
+    for name in ("loss", "grad_norm"):
+        pair = column(tmp_path / "1", name), column(tmp_path / "2", name)
+        assert largest_difference(*pair) <= 1e-6
+
+
+def test_bf16_compute_stays_close_to_fp32(one_process: Path, tmp_path: Path, corpus: Path) -> None:
+    job = small_job(corpus, "training.mixed_precision_param='bfloat16'", ranks=2)
+    train(tmp_path, job)
+    difference = largest_difference(column(one_process, "loss"), column(tmp_path, "loss"))
+    assert 0 < difference <= 2e-3
+
+
+def test_deterministic_run_repeats_bit_for_bit(tmp_path: Path, corpus: Path) -> None:
+    for name in ("a", "b"):
+        settings = ("debug.deterministic=true", "training.steps=5")
+        train_here(tmp_path / name, small_job(corpus, *settings))
+    for name in ("loss", "grad_norm"):
+        assert column(tmp_path / "a", name) == column(tmp_path / "b", name)
+
+
+def test_seed_changes_the_run(one_process: Path, tmp_path: Path, corpus: Path) -> None:
+    train_here(tmp_path, small_job(corpus, "debug.seed=1", "training.steps=2"))
+    assert column(tmp_path, "loss")[0] != column(one_process, "loss")[0]
+
+
+def test_rows_hold_the_metrics_of_the_contract(one_process: Path) -> None:
+    first = rows(one_process)[0]
+    assert list(first) == [
+        "step", "loss", "grad_norm", "lr", "tokens_per_second", "mfu", "memory_gib", "time",
+    ]  # fmt: skip
+    assert first["mfu"] is None
+    assert first["lr"] == pytest.approx(rows(one_process)[4]["lr"] / 5)

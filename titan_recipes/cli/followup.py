@@ -1,0 +1,258 @@
+"""`runs`, `status`, `logs`, `cancel`, `resume` and `report`: a run after it was submitted.
+
+They work the same from any shell. RUN is a name or a run directory; default: the newest run.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from titan_recipes.cli.tables import print_json, print_table
+
+if TYPE_CHECKING:
+    from titan_recipes.launch.status import Status
+
+SHOWN_FAILURES = 3
+
+run_argument = click.argument("run", required=False)
+outputs_option = click.option(
+    "--outputs",
+    type=click.Path(path_type=Path),
+    help="Look for runs here only; default: everywhere that runs were launched into.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titan-recipes runs
+  titan-recipes runs --outputs /shared/outputs --json"""
+)
+@outputs_option
+@json_option
+def runs(outputs: Path | None, as_json: bool) -> None:
+    """List the runs, newest first."""
+    from titan_recipes.launch.runs import find_runs
+    from titan_recipes.launch.status import status_of
+
+    found, broken = find_runs(outputs)
+    for line in broken:
+        click.echo(f"warning: {line}", err=True)
+    statuses = [status_of(run) for run in found]
+    if as_json:
+        print_json([status.as_dict() for status in statuses])
+        return
+    header = ("RUN", "RECIPE", "PLAN", "SCHEDULER", "STATE", "STEP", "LOSS", "TOKENS/S")
+    print_table((*header, "STARTED", "AGE"), [_row(status) for status in statuses])
+
+
+def _row(status: "Status") -> tuple[str, ...]:
+    from titan_recipes.launch.text import duration, local_time, number, progress
+
+    return (
+        status.run,
+        status.recipe,
+        status.plan,
+        status.scheduler,
+        status.state,
+        progress(status.step, status.total_steps),
+        number(status.loss),
+        number(status.tokens_per_second),
+        local_time(status.started),
+        duration(status.age_seconds),
+    )
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titan-recipes status
+  titan-recipes status my_run --json"""
+)
+@run_argument
+@outputs_option
+@json_option
+def status(run: str | None, outputs: Path | None, as_json: bool) -> None:
+    """Say how a run stands: progress, newest checkpoint, why it stopped, what to type next."""
+    from titan_recipes.launch.runs import find_run
+    from titan_recipes.launch.status import status_of
+
+    found = status_of(find_run(run, outputs))
+    if as_json:
+        print_json(found.as_dict())
+        return
+    for name, value in _facts(found):
+        click.echo(f"{name:<12}{value}")
+
+
+def _facts(status: "Status") -> list[tuple[str, str]]:
+    """What is known, as name and value."""
+    from titan_recipes.launch.text import duration, local_time, number, progress, short_path
+
+    facts = [
+        ("run", status.run),
+        ("state", f"{status.state}: {status.cause}" if status.cause else status.state),
+        ("recipe", f"{status.recipe}, plan {status.plan}, {status.scheduler}"),
+        ("attempt", _attempt(status)),
+        ("step", progress(status.step, status.total_steps)),
+    ]
+    if status.step is not None:
+        facts.append(("loss", number(status.loss)))
+        facts.append(("tokens/s", f"{number(status.tokens_per_second)} per device"))
+        facts.append(("memory", f"{number(status.memory_gib)} GiB"))
+    if status.eta_seconds is not None:
+        facts.append(("ETA", duration(status.eta_seconds)))
+    facts.append(
+        ("checkpoint", short_path(Path(status.checkpoint)) if status.checkpoint else "none")
+    )
+    facts.append(("launched", f"{local_time(status.created)}, {duration(status.age_seconds)} ago"))
+    facts += [("failure", _failure(failure)) for failure in status.failures[-SHOWN_FAILURES:]]
+    return [*facts, *(("next", command) for command in status.next)]
+
+
+def _attempt(status: "Status") -> str:
+    text = str(status.attempt or "none yet")
+    if status.failures_in_a_row:
+        text += f"; {status.failures_in_a_row} failed in a row without a new checkpoint"
+        text += f", {status.max_restarts} are retried"
+    return text
+
+
+def _failure(failure: dict[str, object]) -> str:
+    return f"attempt {failure['attempt']}: {failure['cause']} (exit {failure['exit_code']})"
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titan-recipes logs -f
+  titan-recipes logs my_run --rank 1
+  titan-recipes logs my_run --grep 'loss|checkpoint'"""
+)
+@run_argument
+@click.option("-f", "--follow", is_flag=True, help="Follow the run to its end, across retries.")
+@click.option("--rank", type=click.IntRange(min=0), help="One rank's raw output.")
+@click.option("--grep", default="", metavar="REGEX", help="Only lines that match.")
+@outputs_option
+def logs(run: str | None, follow: bool, rank: int | None, grep: str, outputs: Path | None) -> None:
+    """Print a run's log. Ctrl-C leaves the run alone."""
+    from titan_recipes.launch.logs import log_lines
+    from titan_recipes.launch.record import run_status
+    from titan_recipes.launch.runs import find_run
+
+    layout = find_run(run, outputs).layout
+
+    def running() -> bool:
+        return not run_status(layout).state.is_final
+
+    for line in log_lines(layout, rank=rank, grep=grep, running=running if follow else None):
+        click.echo(line)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titan-recipes cancel
+  titan-recipes cancel my_run --now"""
+)
+@run_argument
+@click.option("--now", is_flag=True, help="Kill it: no checkpoint is saved.")
+@outputs_option
+def cancel(run: str | None, now: bool, outputs: Path | None) -> None:
+    """Stop a run with a checkpoint and wait until it has stopped."""
+    from titan_recipes.launch import control
+    from titan_recipes.launch.follow import end_of
+    from titan_recipes.launch.record import run_status
+    from titan_recipes.launch.runs import find_run
+    from titan_recipes.launch.status import status_of
+
+    found = find_run(run, outputs)
+    state = run_status(found.layout, found.record).state
+    if state.is_final:
+        click.echo(f"{found.name} is not running: it {end_of(status_of(found))}")
+        return
+    if now:
+        ended = control.kill(found)
+    else:
+        click.echo(f"asked {found.name} to save a checkpoint and stop; --now kills it instead")
+        ended = control.cancel(found, waiting=_show_waiting)
+    after = status_of(ended)
+    click.echo(f"{found.name} {end_of(after)}")
+    for command in after.next:
+        click.echo(f"  {command}")
+
+
+def _show_waiting(seconds: float) -> None:
+    """A line that counts the seconds, on a terminal."""
+    if sys.stderr.isatty():
+        click.echo(f"\rwaiting for the checkpoint, {seconds:.0f} s\r", nl=False, err=True)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titan-recipes resume
+  titan-recipes resume my_run --set training.steps=400 --detach"""
+)
+@run_argument
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change training.steps, checkpoint.* or metrics.* (TOML).",
+)
+@click.option("--detach", is_flag=True, help="Return once it runs, instead of following it.")
+@outputs_option
+@click.pass_context
+def resume(
+    context: click.Context,
+    run: str | None,
+    overrides: tuple[str, ...],
+    detach: bool,
+    outputs: Path | None,
+) -> None:
+    """Continue a run that was stopped, failed or lost, from its newest checkpoint."""
+    from titan_recipes.launch import control
+    from titan_recipes.launch.follow import follow
+    from titan_recipes.launch.record import RunState
+    from titan_recipes.launch.runs import find_run, open_run
+    from titan_recipes.launch.status import next_commands
+
+    found = find_run(run, outputs)
+    offset = control.resume(found, overrides)
+    if not detach:
+        context.exit(follow(open_run(found.layout.root), log_offset=offset))
+    click.echo(f"{found.name} is running again")
+    for command in next_commands(found.name, RunState.RUNNING):
+        click.echo(f"  {command}")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titan-recipes report
+  titan-recipes report my_run -o my_run.html --open"""
+)
+@run_argument
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The file to write; default: report.html in the run directory.",
+)
+@click.option("--open", "open_page", is_flag=True, help="Open it in the browser.")
+@outputs_option
+def report(run: str | None, output: Path | None, open_page: bool, outputs: Path | None) -> None:
+    """Write a run's report: one HTML page, complete in itself."""
+    from titan_recipes.launch.report import write_report
+    from titan_recipes.launch.runs import find_run
+    from titan_recipes.launch.text import short_path
+
+    path = write_report(find_run(run, outputs), output)
+    click.echo(short_path(path.resolve()))
+    if open_page:
+        click.launch(path.resolve().as_uri())

@@ -1,0 +1,58 @@
+"""What an attempt achieved, and whether another one follows.
+
+A failure counts only if its attempt committed no new checkpoint; one that did resets the count, and
+so does a person who resumes. A stop is never a failure. The count is read from run.json, so a run
+that SLURM or Kubernetes restarted on their own goes on counting.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from titan_recipes.errors import EXIT_FAULT, EXIT_USER
+from titan_recipes.launch.record import Attempt
+from titan_recipes.launch.rows import figure
+
+NEVER_RETRIED = (EXIT_USER, EXIT_FAULT)
+WARMUP_ROWS = 1  # the first logged step of an attempt times compilation and first allocations
+
+
+def newest_checkpoint(folder: Path) -> int:
+    """Step of the newest committed checkpoint in a folder; 0 = none.
+
+    A checkpoint is committed once it stands under its own name with its manifest.
+    """
+    committed = [path.parent.name for path in folder.glob("step-*/manifest.json")]
+    steps = [int(name.removeprefix("step-")) for name in committed if name[5:].isdecimal()]
+    return max(steps, default=0)
+
+
+def failures_in_a_row(attempts: Sequence[Attempt]) -> int:
+    """Failures since the last new checkpoint or `resume`, oldest attempt first."""
+    count = 0
+    for attempt in attempts:
+        if attempt.resumed:
+            count = 0
+        if attempt.step_to > attempt.step_from:
+            count = 0
+        elif attempt.outcome == "failed":
+            count += 1
+    return count
+
+
+def is_retried(attempts: Sequence[Attempt], max_restarts: int) -> bool:
+    """Whether the last attempt, a failed one, is followed by another."""
+    last = attempts[-1]
+    return last.exit_code not in NEVER_RETRIED and failures_in_a_row(attempts) <= max_restarts
+
+
+def measured(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the rows of one attempt reached, under the names of the plan's [expect]."""
+    found = dict[str, float]()
+    rates = [rate for row in rows if (rate := figure(row, "tokens_per_second"))]
+    if rates:
+        found["tokens_per_second_per_gpu"] = median(rates[WARMUP_ROWS:] or rates)
+    if peaks := [gib for row in rows if (gib := figure(row, "memory_gib"))]:
+        found["peak_memory_gib"] = max(peaks)
+    return found

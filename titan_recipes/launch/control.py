@@ -1,0 +1,225 @@
+"""Stopping and resuming a run from any shell.
+
+Stopping is asking: the stop file appears, the trainer saves and ends, the node entry point writes
+down how. Only `kill` signals anything, and only where the node entry point no longer answers is the
+record written in its place. Resuming starts the node entry point again on the same directory; a
+lock makes sure that of two shells that resume at once, one does.
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from titan_recipes.config.job import Job, read_job, to_toml
+from titan_recipes.config.layout import RunLayout, replace_file
+from titan_recipes.config.resolve import with_overrides
+from titan_recipes.errors import ConfigError, LaunchError, Problem
+from titan_recipes.launch.attempts import newest_checkpoint
+from titan_recipes.launch.logs import Tail
+from titan_recipes.launch.record import (
+    START_TIMEOUT_SECONDS,
+    Attempt,
+    RunState,
+    is_alive,
+    now,
+    process_start,
+    read_record,
+    run_status,
+    write_record,
+)
+from titan_recipes.launch.runs import Run, open_run
+from titan_recipes.launch.status import checkpoint_folder
+from titan_recipes.launch.titan_local import resume_node
+
+POLL_SECONDS = 0.1
+ANSWER_SECONDS = 30.0  # beyond grace_seconds, for the node entry point to end and say so
+KILL_SECONDS = 10.0  # for the node entry point to kill its ranks and say so
+
+CHANGEABLE = ("training.steps", "checkpoint.", "metrics.")
+"""What `resume --set` may change: the length of the training, and what is written down."""
+FIXED = ("checkpoint.enable", "checkpoint.folder")
+"""... but not these: the run would not find its checkpoints and start from step 0."""
+
+STARTERS: dict[str, Callable[[RunLayout], int]] = {
+    "local": resume_node,
+    "titan_local": resume_node,
+    "local_cwd": resume_node,
+}
+"""Scheduler -> what starts the node entry point of an ended run again; gives its process id."""
+
+
+def cancel(run: Run, *, waiting: Callable[[float], None]) -> Run:
+    """Ask a run to save and stop, and wait until it has; the run as it ended.
+
+    waiting: called with the seconds waited so far. Raises LaunchError where the run does not stop
+    within fault_tolerance.grace_seconds, with what to do.
+    """
+    job = run.job()
+    grace = job.fault_tolerance.grace_seconds if job else 0
+    began = time.monotonic()
+    while not run_status(run.layout).state.is_final:
+        waited = time.monotonic() - began
+        if waited > grace + ANSWER_SECONDS:
+            return _unanswered(open_run(run.layout.root), waited)
+        run.layout.stop.touch()  # again: an attempt that begins takes an old one away
+        waiting(waited)
+        time.sleep(POLL_SECONDS)
+    return open_run(run.layout.root)
+
+
+def _unanswered(run: Run, waited: float) -> Run:
+    """A node that neither stopped nor killed its ranks in time: gone with its host, or stuck."""
+    last = run.record.attempts[-1] if run.record.attempts else None
+    if last and last.host != socket.gethostname():
+        return _close(run, last, f"lost: {last.host} did not answer for {waited:.0f} s")
+    kill = f"titan-recipes cancel {run.name} --now"
+    raise LaunchError(f"{run.name}: not stopped after {waited:.0f} s; kill it: {kill}")
+
+
+def kill(run: Run) -> Run:
+    """End a run at once, without a checkpoint; the run as it ended. Raises LaunchError."""
+    run.layout.stop.touch()
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while not (attempts := read_record(run.layout).attempts):  # launched a moment ago
+        if time.monotonic() > deadline or run_status(run.layout).state.is_final:
+            return open_run(run.layout.root)
+        time.sleep(POLL_SECONDS)
+    last = attempts[-1]
+    if last.host != socket.gethostname():
+        raise LaunchError(f"{run.name}: runs on {last.host}; type this there, or leave out --now")
+    deadline = time.monotonic() + KILL_SECONDS
+    while is_alive(last):
+        patient = time.monotonic() < deadline  # from the second SIGTERM on, it kills its ranks
+        _signal(last.pid, signal.SIGTERM if patient else signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+    _kill_orphans(run.layout)
+    run = open_run(run.layout.root)
+    last = run.record.attempts[-1]
+    return run if last.final else _close(run, last, "killed by cancel --now")
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def orphans(layout: RunLayout) -> list[int]:
+    """torchrun and ranks of this run on this host, by their arguments: job.toml and --attempt."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if os.fsencode(layout.job) in words and b"--attempt" in words:
+                    found.append(int(entry.name))
+    return found
+
+
+def _kill_orphans(layout: RunLayout) -> None:
+    """End what a dead entry point left: torchrun gives its ranks 30 s, and they would still save."""
+    while left := orphans(layout):
+        for pid in left:
+            _signal(pid, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+
+
+def _close(run: Run, last: Attempt, cause: str) -> Run:
+    """Write down the end of an attempt whose node entry point can't any more."""
+    step = newest_checkpoint(checkpoint_folder(run.layout, run.job()))
+    last = replace(last, outcome="stopped", cause=cause, ended=now(), step_to=step, final=True)
+    write_record(run.layout, run.record.with_attempt(last))
+    return open_run(run.layout.root)
+
+
+def resume(run: Run, overrides: Sequence[str] = ()) -> int:
+    """Start a run that has ended again; returns the size its node log had before.
+
+    overrides: `section.key=value` for `CHANGEABLE` keys. Returns once the new attempt has begun.
+    Raises ConfigError or LaunchError where it can't be resumed; nothing is changed then.
+    """
+    layout = run.layout
+    start = STARTERS.get(run.record.scheduler)
+    if start is None:
+        raise LaunchError(f"{run.name}: can't resume a run of {run.record.scheduler} from here")
+    with _alone(run):
+        run = open_run(layout.root)
+        state = run_status(layout, run.record).state
+        if not state.is_final:
+            stop = f"stop it first: titan-recipes cancel {run.name}"
+            raise LaunchError(f"{run.name}: is still {state.value}; {stop}")
+        job = read_job(layout.job)
+        changed = change(job, overrides)
+        _check_unfinished(run, job, changed, state)
+        if changed != job:
+            replace_file(layout.job, to_toml(changed))
+        _kill_orphans(layout)
+        layout.stop.unlink(missing_ok=True)
+        layout.requeue.unlink(missing_ok=True)
+        log = layout.node_log(0)
+        offset = log.stat().st_size if log.exists() else 0
+        _await_attempt(run, start(layout), offset)
+    return offset
+
+
+def change(job: Job, overrides: Sequence[str]) -> Job:
+    """The job with what may change in a resumed run changed. Raises ConfigError."""
+    problems: list[Problem] = []
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in FIXED:
+            got = "can't change in a resumed run: it would not find its checkpoints"
+            problems.append(Problem("--set", key, got, "launch a new run for it"))
+        elif not key.startswith(CHANGEABLE):
+            got = "can't change in a resumed run: it goes on with the training it began"
+            cure = "training.steps, checkpoint.* and metrics.* may; launch a new run for others"
+            problems.append(Problem("--set", key, got, cure))
+    if problems:
+        raise ConfigError(problems)
+    return with_overrides(job, overrides) if overrides else job
+
+
+def _check_unfinished(run: Run, job: Job, changed: Job, state: RunState) -> None:
+    """Raises LaunchError where no step would be left to train."""
+    reached = newest_checkpoint(checkpoint_folder(run.layout, job))
+    if state is RunState.SUCCEEDED:
+        reached = max(reached, job.training.steps)
+    if changed.training.steps <= reached:
+        more = f"train on with --set training.steps=N, N > {reached}"
+        raise LaunchError(f"{run.name}: reached step {reached} already; {more}")
+
+
+@contextmanager
+def _alone(run: Run) -> Generator[None]:
+    """Hold the run's resume lock. Raises LaunchError where another shell has it."""
+    file = os.open(run.layout.root / ".resume.lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise LaunchError(f"{run.name}: is being resumed by another shell right now") from None
+    finally:
+        os.close(file)
+
+
+def _await_attempt(run: Run, pid: int, log_offset: int) -> None:
+    """Wait until the started process began an attempt. Raises LaunchError with what it said."""
+    before = len(run.record.attempts)
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        gone = process_start(pid) is None  # asked before the record: it may write that, then go
+        if len(read_record(run.layout).attempts) > before:
+            return
+        if gone:
+            said = " ".join(Tail(run.layout.node_log(0), offset=log_offset).rest())
+            raise LaunchError(f"{run.name}: could not be resumed: {said or 'its process is gone'}")
+        time.sleep(POLL_SECONDS)
+    late = (
+        f"no attempt began within {START_TIMEOUT_SECONDS:.0f} s; see titan-recipes logs {run.name}"
+    )
+    raise LaunchError(f"{run.name}: {late}")

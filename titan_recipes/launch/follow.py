@@ -1,0 +1,174 @@
+"""Following a run to its end from a terminal.
+
+What the run prints for people is shown as it is; on a terminal a progress line stands below it,
+fed by the lines for programs in the same log. The run does not depend on who follows it: the first
+Ctrl-C asks it to stop with a checkpoint and goes on following, the second only leaves.
+"""
+
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from titan_recipes.config.job import Job
+from titan_recipes.config.schema import Metrics
+from titan_recipes.errors import EXIT_DONE
+from titan_recipes.launch.attempts import NEVER_RETRIED
+from titan_recipes.launch.logs import POLL_SECONDS, Tail, metrics_of
+from titan_recipes.launch.record import RunState, run_status
+from titan_recipes.launch.rows import figure
+from titan_recipes.launch.runs import Run, open_run
+from titan_recipes.launch.status import Status, eta_seconds, status_of
+from titan_recipes.launch.text import duration, number, progress, short_path
+
+EXIT_LEFT = 130  # the shell's code for Ctrl-C: whoever followed left, the run goes on
+EXIT_FAILED = 1  # what a failure worth retrying ends in
+
+
+class Interrupts:
+    """Counts Ctrl-C instead of raising KeyboardInterrupt in the middle of something."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+    @contextmanager
+    def caught(self) -> Generator[None]:
+        """Count while inside; only the main thread may set signal handlers, others see none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class Screen:
+    """Where lines and progress go: a bar below the lines on a terminal, lines only elsewhere."""
+
+    def __init__(self, job: Job | None, console: Console) -> None:
+        self._job = job
+        self._console = console
+        self._progress = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.description}"),
+            console=console,
+            disable=not console.is_terminal or job is None,
+            transient=True,
+            expand=True,
+        )
+        total = job.training.steps if job else None
+        self._task = self._progress.add_task("starting", total=total)
+
+    def __enter__(self) -> "Screen":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def line(self, text: str, style: str | None = None) -> None:
+        """One line, exactly as it is."""
+        self._console.print(
+            text, style=style, markup=False, highlight=False, soft_wrap=True, emoji=False
+        )
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        """Move the bar to a logged step."""
+        step = figure(row, "step")
+        if self._job is not None and step is not None:
+            text = describe(self._job, row)
+            self._progress.update(self._task, completed=step, description=text)
+
+
+def describe(job: Job, row: Mapping[str, Any]) -> str:
+    """A logged step in words: loss, tokens/s per device, memory, time left."""
+    parts = [
+        f"loss {number(figure(row, 'loss'))}",
+        f"{number(figure(row, 'tokens_per_second'))} tokens/s/device",
+        f"{number(figure(row, 'memory_gib'))} GiB",
+        f"ETA {duration(eta_seconds(job, row))}",
+    ]
+    return "  ".join(parts)
+
+
+def follow(run: Run, *, log_offset: int = 0, console: Console | None = None) -> int:
+    """Follow a run to its end; the run's own exit code, or EXIT_LEFT where the user left.
+
+    log_offset: bytes of the node log that were there before this launch or resume.
+    """
+    layout = run.layout
+    tail = Tail(layout.node_log(0), offset=log_offset)
+    interrupts, answered = Interrupts(), 0
+    console = console or Console(file=sys.stdout)
+    with interrupts.caught(), Screen(run.job(), console) as screen:
+        while True:
+            ended = run_status(layout).state.is_final  # asked before the last look at the log
+            for line in tail.rest() if ended else tail.lines():
+                if (row := metrics_of(line)) is None:
+                    screen.line(line)
+                else:
+                    screen.step(row)
+            if ended:
+                break
+            if interrupts.count > answered:
+                answered += 1
+                if answered > 1:
+                    screen.line(f"left; {run.name} saves its checkpoint, then stops", "bold")
+                    screen.line(f"  titan-recipes status {run.name}")
+                    return EXIT_LEFT
+                layout.stop.touch()
+                screen.line("stopping with a checkpoint; Ctrl-C again leaves it to itself", "bold")
+            time.sleep(POLL_SECONDS)
+        tell_end(open_run(layout.root), screen)
+    return exit_code(open_run(layout.root))
+
+
+def exit_code(run: Run) -> int:
+    """The exit code of a run that has ended, as its node entry point returned it."""
+    if run_status(run.layout, run.record).state is not RunState.FAILED:
+        return EXIT_DONE
+    code = run.record.attempts[-1].exit_code if run.record.attempts else -1
+    return code if code in NEVER_RETRIED else EXIT_FAILED
+
+
+def tell_end(run: Run, screen: Screen) -> None:
+    """Say how the run ended, where everything is, and what to type next."""
+    status, job, layout = status_of(run), run.job(), run.layout
+    style = {"succeeded": "bold green", "failed": "bold red"}.get(status.state, "bold")
+    screen.line("")
+    screen.line(f"{run.name} {end_of(status)}", style)
+    places = {"checkpoint": Path(status.checkpoint) if status.checkpoint else None}
+    places["logs"] = layout.logs
+    commands = list(status.next)
+    board = layout.root / (job.metrics if job else Metrics()).save_tb_folder
+    if board.is_dir():
+        places["TensorBoard"] = board
+        commands.append(f"tensorboard --logdir {shlex.quote(short_path(board))}")
+    for name, path in places.items():
+        screen.line(f"  {name:<13}{short_path(path) if path else 'none'}")
+    screen.line("")
+    for command in commands:
+        screen.line(f"  {command}")
+
+
+def end_of(status: Status) -> str:
+    """How a run ended, in one line."""
+    parts = [f"{status.state} at step {progress(status.step, status.total_steps)}"]
+    if status.loss is not None:
+        parts.append(f"loss {number(status.loss)}")
+    return ", ".join(parts) + (f": {status.cause}" if status.cause else "")

@@ -1,0 +1,63 @@
+"""What this machine offers to a local run: its GPUs and the trainer's packages. No torch."""
+
+import os
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+from titan_recipes.config.hardware import ANY_GPU, NO_GPU
+from titan_recipes.config.job import Job
+from titan_recipes.config.resolve import with_overrides
+from titan_recipes.errors import LaunchError
+
+
+def num_gpus() -> int:
+    """GPUs that a process started here would see."""
+    present = _num_present()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    chosen = [part for part in visible.split(",") if part.strip() not in ("", "-1")]
+    return min(len(chosen), present)
+
+
+def _num_present() -> int:
+    """GPUs in this machine: nvidia-smi's list, else the kernel driver's, else AMD's."""
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False
+        )
+        if listed.returncode == 0:
+            return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    except (OSError, subprocess.TimeoutExpired):
+        pass  # no nvidia-smi, or a driver that hangs: the driver's own list is left
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def fit(job: Job) -> tuple[Job, str]:
+    """(the job as it can run on this machine, what was changed in one line or "").
+
+    A plan for any GPU takes those present, at most one for each rank, and the CPU where there are
+    none. Raises LaunchError where the plan needs GPUs that are not there.
+    """
+    plan = job.plan
+    if plan.nodes > 1:
+        cure = "choose a plan with nodes = 1 (titan-recipes show RECIPE lists them)"
+        raise LaunchError(f"plan {job.origin.plan}: needs {plan.nodes} nodes, here is one; {cure}")
+    if plan.gpu == NO_GPU:
+        return job, ""
+    present, ranks = num_gpus(), plan.gpus_per_node
+    if present >= ranks or (plan.gpu == ANY_GPU and not present):
+        return job, ""
+    if plan.gpu == ANY_GPU:
+        capped = with_overrides(job, [f"plan.gpus_per_node={present}"])
+        return capped, f"{present} GPU(s) here: {present} rank(s) instead of {ranks}"
+    cure = "choose another plan, --set plan.gpus_per_node or --set plan.gpu=cpu, or --dry-run"
+    got = f"needs {ranks} {plan.gpu} GPU(s), here are {present}"
+    raise LaunchError(f"plan {job.origin.plan}: {got}; {cure}")
+
+
+def check_trainer() -> None:
+    """Raises LaunchError where this Python can't train."""
+    if find_spec("torch") is None:
+        raise LaunchError("torch is not installed here; pip install 'titan-recipes[trainer]'")

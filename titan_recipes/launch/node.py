@@ -1,0 +1,374 @@
+"""The node entry point: `python -m titan_recipes.launch.node`, the same under every scheduler.
+
+It writes job.toml where the job sees it, starts torchrun with the trainer, waits, and exits with
+the run's own code: 0 done or asked to stop, 2 the user's error, 3 a fault that needs a person (both
+never retried), 1 anything else. A failed one-node run is started again here, as
+`titan_recipes.launch.attempts` says; with more nodes the scheduler restarts all of them.
+
+Stopping: SIGTERM, SIGINT or `cancel` make the stop file appear, which every rank looks at; the
+trainer saves and exits 0, and leaves REQUEUE where it has more to do. Signals are not forwarded.
+A second signal, or fault_tolerance.grace_seconds without an end, kills the ranks.
+
+Node 0 is the only writer of run.json while it lives. Imports no torch.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import FrameType
+
+from titan_recipes.config.job import Job, decode, read_job, to_toml
+from titan_recipes.config.layout import RankExit, RunLayout, read_exit, replace_file
+from titan_recipes.errors import EXIT_DONE, LaunchError, TitanRecipesError
+from titan_recipes.launch.attempts import (
+    NEVER_RETRIED,
+    failures_in_a_row,
+    is_retried,
+    measured,
+    newest_checkpoint,
+)
+from titan_recipes.launch.record import (
+    Attempt,
+    RunRecord,
+    new_record,
+    now,
+    process_start,
+    read_record,
+    remember_outputs,
+    write_record,
+)
+from titan_recipes.launch.rows import read_rows
+from titan_recipes.launch.torchrun import (
+    Torchrun,
+    explain,
+    rendezvous,
+    torchrun_command,
+    torchrun_env,
+)
+
+TRAINER_MODULE = "titan_recipes.trainer"
+EXIT_FAILED = 1
+POLL_SECONDS = 0.1
+JOIN_TIMEOUT = timedelta(minutes=5)
+CLOCK_SKEW = timedelta(minutes=2)
+STOPPED = RankExit(EXIT_DONE, -1, "asked to stop before it started")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    run_dir: Path
+    job: str
+    nodes: int
+    node_rank: int
+    master_addr: str
+    run_id: str
+    resumed: bool
+    trainer_module: str
+
+
+def parse_options(argv: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(prog="titan_recipes.launch.node", description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True, help="the run directory")
+    parser.add_argument("--job", default="", help="the encoded job; default: the directory's own")
+    parser.add_argument("--nodes", type=int, default=1, help="number of nodes")
+    parser.add_argument("--node-rank", type=int, default=0, help="this node's place among them")
+    parser.add_argument("--master-addr", default="", help="address of node 0")
+    parser.add_argument(
+        "--master-addr-env", default="", help="environment variable that holds the address"
+    )
+    parser.add_argument("--run-id", default="", help="the scheduler's id, the same on all nodes")
+    parser.add_argument(
+        "--resumed", action="store_true", help="a person asked for it: past failures don't count"
+    )
+    parser.add_argument("--trainer-module", default=TRAINER_MODULE, help=argparse.SUPPRESS)
+    given = vars(parser.parse_args(argv))
+    variable = given.pop("master_addr_env")
+    given["master_addr"] = given["master_addr"] or os.environ.get(variable) or "127.0.0.1"
+    given["run_dir"] = given["run_dir"].expanduser().resolve()
+    return Options(**given)
+
+
+class NodeLog:
+    """logs/node-<n>.log, which people read, and this process's stdout where that is not it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        try:
+            same = os.path.samestat(os.fstat(sys.stdout.fileno()), os.fstat(self._file.fileno()))
+        except (OSError, ValueError):  # no stdout, or none with a file below it
+            same = True
+        self._echo = not same
+        self._lock = threading.Lock()
+
+    def write(self, line: bytes) -> None:
+        """Append one line, newline included."""
+        with self._lock:
+            self._file.write(line)
+            if self._echo:
+                try:
+                    sys.stdout.buffer.write(line)
+                    sys.stdout.flush()
+                except OSError:  # who read it is gone; the run goes on
+                    self._echo = False
+
+    def say(self, text: str) -> None:
+        """Append text."""
+        for line in text.splitlines():
+            self.write(f"{line}\n".encode())
+
+
+class StopRequest:
+    """Whether the run is to stop, and whether its time to save is over."""
+
+    def __init__(self, layout: RunLayout, grace_seconds: float) -> None:
+        self._file = layout.stop
+        self._grace_seconds = grace_seconds
+        self._num_signals = 0
+        self._deadline = float("inf")
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._num_signals += 1
+        self._file.touch()
+
+    @property
+    def is_made(self) -> bool:
+        return self._file.exists()
+
+    def overdue(self) -> str:
+        """Why the ranks are to be killed now; "" = they are not."""
+        if self._num_signals > 1:
+            return "killed by a second signal before it had saved"
+        if self._deadline == float("inf") and self.is_made:
+            self._deadline = time.monotonic() + self._grace_seconds
+        if time.monotonic() > self._deadline:
+            return f"killed: not stopped {self._grace_seconds:g} s after it was asked to"
+        return ""
+
+
+class Node:
+    """This node's part of the run."""
+
+    def __init__(self, options: Options, layout: RunLayout, job: Job) -> None:
+        self._options = options
+        self._layout = layout
+        self._job = job
+        self._checkpoints = layout.root / job.checkpoint.folder
+        self._log = NodeLog(layout.node_log(options.node_rank))
+        self._stop = StopRequest(layout, job.fault_tolerance.grace_seconds)
+
+    def run(self) -> int:
+        """Train, again after failures, until the run is over for this node; its exit code."""
+        if self._options.node_rank > 0:
+            self._stop.install()
+            why = self._train(self._joined_attempt())
+            return why.code if why else EXIT_DONE
+        record = self._open_record()
+        if verdict := self._verdict(record):
+            code, words = verdict
+            self._log.say(words)
+            return code
+        resumed = self._options.resumed
+        while True:
+            attempt = self._begin(record, resumed)
+            record = record.with_attempt(attempt)
+            write_record(self._layout, record)
+            why = self._train(attempt.number)
+            record = self._end(record, why)
+            write_record(self._layout, record)
+            attempt, resumed = record.attempts[-1], False
+            self._tell(record, why)
+            if attempt.outcome != "failed":
+                return EXIT_DONE
+            if attempt.final:
+                return attempt.exit_code if attempt.exit_code in NEVER_RETRIED else EXIT_FAILED
+            if self._options.nodes > 1:
+                return attempt.exit_code
+
+    def _open_record(self) -> RunRecord:
+        """The record, made where stock torchx started this run; an attempt that was lost is closed.
+
+        Raises LaunchError where another process is at it.
+        """
+        if not self._layout.record.exists():
+            handle = os.environ.get("TORCHX_JOB_ID", "")
+            scheduler = handle.partition("://")[0]
+            name = self._layout.root.name
+            record = new_record(
+                self._job, name=name, scheduler=scheduler, handle=handle, command=()
+            )
+            with suppress(OSError):  # a container's home may be read-only, and finds no runs anyway
+                remember_outputs(self._layout.root.parent)
+        else:
+            record = read_record(self._layout)
+        last = record.attempts[-1] if record.attempts else None
+        here = last and last.host == socket.gethostname()
+        if last and here and process_start(last.pid) == last.pid_start:
+            raise LaunchError(f"{self._layout.root}: runs already, as process {last.pid}")
+        if last and last.outcome == "running":
+            cause = f"lost: process {last.pid} on {last.host} went without a word"
+            record = self._end(record, RankExit(EXIT_FAILED, -1, cause))
+            write_record(self._layout, record)
+        if self._options.resumed or record.attempts:  # a stop asked for before belongs to the past
+            self._layout.stop.unlink(missing_ok=True)
+        self._stop.install()
+        return record
+
+    def _verdict(self, record: RunRecord) -> tuple[int, str] | None:
+        """(exit code, words) where a scheduler restarted a run that needs no further attempt."""
+        if self._options.resumed or not record.attempts:
+            return None
+        last = record.attempts[-1]
+        if last.outcome == "done":
+            return EXIT_DONE, "trained to its last step already"
+        if failures_in_a_row(record.attempts) > self._job.fault_tolerance.max_restarts:
+            return EXIT_FAILED, f"given up: {last.cause}; go on with: titan-recipes resume"
+        return None
+
+    def _begin(self, record: RunRecord, resumed: bool) -> Attempt:
+        """Claim the next attempt. Raises LaunchError where another process just did."""
+        number = record.attempts[-1].number + 1 if record.attempts else 1
+        folder = self._layout.attempt(number)
+        folder.parent.mkdir(exist_ok=True)
+        try:
+            folder.mkdir()  # atomic, also on NFS
+        except FileExistsError:
+            cure = "another process began this attempt; if none runs, remove that directory"
+            raise LaunchError(f"{folder}: exists; {cure}") from None
+        self._layout.requeue.unlink(missing_ok=True)
+        step = newest_checkpoint(self._checkpoints)
+        return Attempt(
+            number=number,
+            started=now(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            pid_start=process_start(os.getpid()) or 0,
+            step_from=step,
+            step_to=step,
+            resumed=resumed,
+        )
+
+    def _joined_attempt(self) -> int:
+        """The attempt that node 0 began. Raises LaunchError where it begins none."""
+        started = datetime.fromisoformat(now())
+        deadline = time.monotonic() + JOIN_TIMEOUT.total_seconds()
+        while time.monotonic() < deadline and not self._stop.is_made:
+            if self._layout.record.exists() and (attempts := read_record(self._layout).attempts):
+                began = datetime.fromisoformat(attempts[-1].started)
+                if attempts[-1].outcome == "running" and began > started - CLOCK_SKEW:
+                    return attempts[-1].number
+            time.sleep(POLL_SECONDS)
+        raise LaunchError(f"{self._layout.record}: node 0 began no attempt within {JOIN_TIMEOUT}")
+
+    def _train(self, attempt: int) -> RankExit | None:
+        """One torchrun, to its end; None where it succeeded, else why it did not."""
+        if self._stop.is_made:
+            self._layout.requeue.touch()
+            return STOPPED
+        options, ranks = self._options, self._job.plan.gpus_per_node
+        meet = rendezvous(options.nodes, options.node_rank, options.master_addr, options.run_id)
+        torchrun = Torchrun(
+            torchrun_command(
+                meet,
+                ranks,
+                options.trainer_module,
+                [str(self._layout.job), "--attempt", str(attempt)],
+            ),
+            torchrun_env(self._job.env, ranks),
+            self._layout.logs / "torchrun.log",
+            self._log.write,
+        )
+        killed = ""
+        while (code := torchrun.wait(POLL_SECONDS)) is None:
+            if killed := self._stop.overdue():
+                torchrun.kill()
+        if killed:
+            return RankExit(EXIT_FAILED, -1, killed)
+        if code == EXIT_DONE:
+            return None
+        return explain(code, torchrun.errors(), read_exit(self._layout.exit(attempt)))
+
+    def _end(self, record: RunRecord, why: RankExit | None) -> RunRecord:
+        """The record with its last attempt closed."""
+        last = replace(
+            record.attempts[-1], ended=now(), step_to=newest_checkpoint(self._checkpoints)
+        )
+        rows = [row for row in read_rows(self._layout.metrics) if row["step"] > last.step_from]
+        stopped = self._stop.is_made and (why is None or why.code not in NEVER_RETRIED)
+        if why is None and not self._layout.requeue.exists():
+            last = replace(last, outcome="done", exit_code=EXIT_DONE, final=True)
+        elif why is None or stopped:
+            self._layout.requeue.touch()
+            cause = why.cause if why else "asked to stop"
+            last = replace(last, outcome="stopped", exit_code=EXIT_DONE, cause=cause, final=True)
+        else:
+            cause = why.cause
+            if why.step < 0 and rows:
+                cause += f", after step {rows[-1]['step']}"
+            last = replace(last, outcome="failed", exit_code=why.code, cause=cause, rank=why.rank)
+            max_restarts = self._job.fault_tolerance.max_restarts
+            last = replace(last, final=not is_retried((*record.attempts[:-1], last), max_restarts))
+        return replace(record.with_attempt(last), measured=measured(rows) or record.measured)
+
+    def _tell(self, record: RunRecord, why: RankExit | None) -> None:
+        """Say how the attempt ended, first cause first, where it did not simply succeed."""
+        last = record.attempts[-1]
+        if last.outcome == "done" or why is None:
+            return
+        self._log.say(f"attempt {last.number} {last.outcome}: {last.cause}")
+        if last.outcome == "stopped":
+            return
+        self._log.say(why.traceback)
+        if last.final and last.exit_code not in NEVER_RETRIED:
+            count = failures_in_a_row(record.attempts)
+            self._log.say(f"giving up: {count} failures in a row without a new checkpoint")
+        elif not last.final and self._options.nodes == 1:
+            where = f"from step {last.step_to}" if last.step_to else "from the start"
+            self._log.say(f"starting again {where}")
+
+
+def adopt_job(layout: RunLayout, encoded: str) -> Job:
+    """The run's job: the argument's, written to job.toml, or the one that is there already.
+
+    Raises ConfigError, or LaunchError where the directory holds another job.
+    """
+    if not encoded:
+        return read_job(layout.job)
+    job = decode(encoded)
+    if not layout.job.exists():
+        layout.root.mkdir(parents=True, exist_ok=True)
+        replace_file(layout.job, to_toml(job))
+    elif read_job(layout.job) != job:
+        raise LaunchError(f"{layout.root}: holds a run of another job; give the run another --name")
+    return job
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run this node's part; the exit code of the run contract."""
+    options = parse_options(argv)
+    layout = RunLayout(options.run_dir)
+    try:
+        job = adopt_job(layout, options.job)
+        layout.logs.mkdir(exist_ok=True)
+        return Node(options, layout, job).run()
+    except TitanRecipesError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,298 @@
+"""The run record: run.json in the run directory, the only memory that a run has.
+
+There is no database: a run directory on a shared file system is seen by every shell and node.
+run.json is replaced atomically, and one process writes it at a time: the launcher, complete, before
+it schedules; from then on only the node entry point (node 0), until its process is gone; then
+whoever resumes. What a run is doing follows from the record, the stop file and whether the node
+entry point's process still lives (`run_status`).
+
+The folders that runs were ever launched into are in an append-only list in the user's state
+directory, so that any shell finds them.
+"""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from titan_recipes.config.job import Job
+from titan_recipes.config.layout import RunLayout, replace_file
+from titan_recipes.errors import LaunchError
+
+Outcome = Literal["running", "done", "stopped", "failed"]
+START_TIMEOUT_SECONDS = 60.0
+PACKAGES = (
+    "titan-recipes",
+    "torch",
+    "torchao",
+    "torchx",
+    "numpy",
+    "datasets",
+    "tiktoken",
+    "tokenizers",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One start of the ranks, as node 0's entry point saw it."""
+
+    number: int
+    """1, 2, ... over the whole run; attempts/<number>/ holds what the ranks left."""
+    started: str
+    """ISO 8601, UTC."""
+    host: str
+    """Host name of node 0."""
+    pid: int
+    """Process id of the node entry point on that host."""
+    pid_start: int
+    """When that process started, in clock ticks after boot: tells a recycled pid apart."""
+    ended: str = ""
+    """ISO 8601, UTC; "" = not known to have ended."""
+    exit_code: int = -1
+    """Exit code of the run contract; -1 = none (still running, or lost)."""
+    outcome: Outcome = "running"
+    """"done" = trained to the last step; "stopped" = was asked to stop and has more to do."""
+    cause: str = ""
+    """Why it stopped or failed, in one line."""
+    rank: int = -1
+    """The rank that failed first; -1 = none in particular."""
+    step_from: int = 0
+    """Newest committed checkpoint when it began; 0 = none."""
+    step_to: int = 0
+    """Newest committed checkpoint when it ended; 0 = none."""
+    resumed: bool = False
+    """A person asked for this attempt: failures before it no longer count."""
+    final: bool = False
+    """Nothing follows it by itself: done, stopped, or not to be retried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """run.json."""
+
+    name: str
+    """The run's name: its directory's."""
+    recipe: str
+    """`name@version`."""
+    digest: str
+    """sha256 over the bundle's sorted files."""
+    plan: str
+    """Name of the plan."""
+    cluster: str
+    """Name of the cluster profile; "" = none."""
+    scheduler: str
+    """What runs it: "local", "docker", "slurm", "kubernetes", or a torchx scheduler's own name."""
+    handle: str
+    """torchx's app handle, `scheduler://session/app_id`; "" = unknown."""
+    command: tuple[str, ...]
+    """The command line that launched it, as typed."""
+    created: str
+    """ISO 8601, UTC."""
+    cwd: str = ""
+    """The directory it was launched in: relative paths in the job start there."""
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+    """Python and the packages that matter, as installed where the record was made."""
+    git_revision: str = ""
+    """Commit of the repository that holds the bundle, "-dirty" where it was changed; "" = none."""
+    image: str = ""
+    """Container image; "" = the launcher's own Python."""
+    predicted: dict[str, float] = field(default_factory=dict[str, float])
+    """What the plan expects: tokens_per_second_per_gpu, peak_memory_gib."""
+    measured: dict[str, float] = field(default_factory=dict[str, float])
+    """What the last attempt that ended reached, under the same names."""
+    attempts: tuple[Attempt, ...] = ()
+    """Oldest first."""
+
+    def with_attempt(self, attempt: Attempt) -> "RunRecord":
+        """The record with this attempt added, or put in place of the one of its number."""
+        others = tuple(a for a in self.attempts if a.number != attempt.number)
+        return replace(self, attempts=(*others, attempt))
+
+
+class RunState(Enum):
+    """What a run is doing."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing more happens by itself."""
+        return self not in (RunState.PENDING, RunState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """What a run is doing, and why in one line ("" where there is nothing to say)."""
+
+    state: RunState
+    cause: str = ""
+
+
+def now() -> str:
+    """This moment as run.json writes it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def new_record(
+    job: Job,
+    *,
+    name: str,
+    scheduler: str,
+    handle: str,
+    command: Sequence[str],
+    image: str = "",
+) -> RunRecord:
+    """The record of a run that has not started yet, with what this Python has installed."""
+    expect = job.expect
+    predicted = {
+        "tokens_per_second_per_gpu": expect.tokens_per_second_per_gpu,
+        "peak_memory_gib": expect.peak_memory_gib,
+    }
+    return RunRecord(
+        name=name,
+        recipe=job.recipe_id,
+        digest=job.origin.digest,
+        plan=job.origin.plan,
+        cluster=job.origin.cluster,
+        scheduler=scheduler,
+        handle=handle,
+        command=tuple(command),
+        created=now(),
+        cwd=os.getcwd(),
+        versions=installed_versions(),
+        git_revision=git_revision(Path(job.origin.bundle or ".")),
+        image=image,
+        predicted={key: value for key, value in predicted.items() if value},
+    )
+
+
+def installed_versions() -> dict[str, str]:
+    """Python and the packages that shape a run, as installed; nothing is imported for it."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def git_revision(folder: Path) -> str:
+    """Commit of the repository around a folder, "-dirty" where it was changed; "" = none."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    command += ["--exclude=*"]  # the commit itself, never a tag's name
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def read_record(layout: RunLayout) -> RunRecord:
+    """Read run.json. Raises LaunchError where it is missing or can't be read."""
+    try:
+        data: dict[str, Any] = json.loads(layout.record.read_text(encoding="utf-8"))
+        data["command"] = tuple(data["command"])
+        data["attempts"] = tuple(Attempt(**attempt) for attempt in data["attempts"])
+        return RunRecord(**data)
+    except FileNotFoundError as error:
+        raise LaunchError(f"{layout.root}: not a run directory; it has no run.json") from error
+    except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
+        raise LaunchError(f"{layout.record}: not a run record: {error}") from error
+
+
+def write_record(layout: RunLayout, record: RunRecord) -> None:
+    """Replace run.json atomically. Only the one writer of the moment may call it."""
+    replace_file(layout.record, json.dumps(asdict(record), indent=2) + "\n")
+
+
+def process_start(pid: int) -> int | None:
+    """Start time of a live process in clock ticks after boot; None where it is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, *fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    return None if state in "ZX" else int(fields[18])
+
+
+def is_alive(attempt: Attempt) -> bool:
+    """Whether the attempt's entry point runs on this host; for another host, whether it ended."""
+    if attempt.host != socket.gethostname():
+        return not attempt.final
+    return process_start(attempt.pid) == attempt.pid_start
+
+
+def run_status(layout: RunLayout, record: RunRecord | None = None) -> RunStatus:
+    """What the run is doing, from the record, the stop file and the entry point's process."""
+    record = record or read_record(layout)
+    if not record.attempts:
+        return _unstarted(record)
+    last = record.attempts[-1]
+    if last.outcome == "done":
+        return RunStatus(RunState.SUCCEEDED)
+    if last.outcome == "stopped":
+        return RunStatus(RunState.STOPPED, last.cause)
+    if last.final:
+        return RunStatus(RunState.FAILED, last.cause)
+    if is_alive(last):
+        if layout.stop.exists():
+            return RunStatus(RunState.RUNNING, "asked to stop; saving a checkpoint")
+        return RunStatus(RunState.RUNNING, f"retrying after: {last.cause}" if last.cause else "")
+    after = read_again(layout, last)
+    if after is not None:
+        return run_status(layout, after)
+    lost = f"lost: its process {last.pid} on {last.host} is gone without a word"
+    return RunStatus(RunState.FAILED, f"{lost}; before it: {last.cause}" if last.cause else lost)
+
+
+def read_again(layout: RunLayout, last: Attempt) -> RunRecord | None:
+    """The record, where it changed after `last` was read: a process writes its end, then goes."""
+    record = read_record(layout)
+    return record if record.attempts[-1] != last else None
+
+
+def _unstarted(record: RunRecord) -> RunStatus:
+    """A run without attempts: soon to start, waiting in a queue, or never started at all."""
+    age = datetime.now(UTC) - datetime.fromisoformat(record.created)
+    if record.scheduler == "local" and age.total_seconds() > START_TIMEOUT_SECONDS:
+        return RunStatus(RunState.FAILED, "lost: its process never started; see logs/node-0.log")
+    return RunStatus(RunState.PENDING)
+
+
+def known_outputs() -> list[Path]:
+    """The folders that runs were launched into, in the order they were first used."""
+    try:
+        lines = _outputs_list().read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return [Path(line) for line in dict.fromkeys(lines) if line]
+
+
+def remember_outputs(outputs: Path) -> None:
+    """Add a folder to the list of those that hold runs."""
+    outputs = outputs.resolve()
+    if outputs in known_outputs():
+        return
+    path = _outputs_list()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{outputs}\n")
+
+
+def _outputs_list() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "titan-recipes" / "outputs"

@@ -1,0 +1,100 @@
+"""Finding runs: every directory that holds a run.json below a folder of outputs.
+
+Runs are looked for in `--outputs` where it is given; else in `$TITAN_RECIPES_OUTPUTS` or ./outputs
+and in every folder that a run was ever launched into. The newest run is the one created last.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from titan_recipes.config.job import Job, read_job
+from titan_recipes.config.layout import RunLayout
+from titan_recipes.config.load import did_you_mean
+from titan_recipes.errors import ConfigError, LaunchError
+from titan_recipes.launch.record import RunRecord, known_outputs, read_record
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run directory and its record, as read a moment ago."""
+
+    layout: RunLayout
+    record: RunRecord
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    def job(self) -> Job | None:
+        """The run's job; None where job.toml is missing or of a version this one can't read."""
+        try:
+            return read_job(self.layout.job)
+        except ConfigError:
+            return None
+
+
+def default_outputs() -> Path:
+    """$TITAN_RECIPES_OUTPUTS, else ./outputs."""
+    return Path(os.environ.get("TITAN_RECIPES_OUTPUTS") or "outputs").expanduser()
+
+
+def open_run(root: Path) -> Run:
+    """The run in this directory. Raises LaunchError."""
+    layout = RunLayout(root.expanduser().resolve())
+    return Run(layout, read_record(layout))
+
+
+def folders(outputs: Path | None) -> list[Path]:
+    """Where runs are looked for; a folder that is gone or given twice is left out."""
+    listed = [outputs] if outputs else [default_outputs(), *known_outputs()]
+    real = dict.fromkeys(folder.expanduser().resolve() for folder in listed)
+    return [folder for folder in real if folder.is_dir()]
+
+
+def find_runs(outputs: Path | None = None) -> tuple[list[Run], list[str]]:
+    """(runs, newest first; one line for each run.json that can't be read)."""
+    runs: list[Run] = []
+    broken: list[str] = []
+    for folder in folders(outputs):
+        for path in folder.glob("*/run.json"):
+            try:
+                runs.append(open_run(path.parent))
+            except LaunchError as error:
+                broken.append(str(error))
+    return sorted(runs, key=lambda run: run.record.created, reverse=True), broken
+
+
+def find_run(name: str | None = None, outputs: Path | None = None) -> Run:
+    """The run of that name or at that path; None = the newest. Raises LaunchError."""
+    if name and (os.sep in name or name in (os.curdir, os.pardir)):
+        return open_run(Path(name))
+    runs, _ = find_runs(outputs)
+    if name is None:
+        if not runs:
+            raise LaunchError(
+                f"no runs in {_places(outputs)}; start one: titan-recipes launch RECIPE"
+            )
+        return runs[0]
+    named = [run for run in runs if run.name == name]
+    if len(named) > 1:
+        paths = ", ".join(str(run.layout.root) for run in named)
+        raise LaunchError(f"{len(named)} runs are named {name!r}: {paths}; give the path of one")
+    if named:
+        return named[0]
+    if Path(name, "run.json").is_file():
+        return open_run(Path(name))
+    raise LaunchError(f"no run {name!r} in {_places(outputs)}; {_hint(name, runs)}")
+
+
+def _places(outputs: Path | None) -> str:
+    listed = folders(outputs) or [outputs or default_outputs()]
+    return ", ".join(str(folder) for folder in listed)
+
+
+def _hint(name: str, runs: Sequence[Run]) -> str:
+    if not runs:
+        return "there are no runs; start one: titan-recipes launch RECIPE"
+    newest = f"the newest is {runs[0].name}; titan-recipes runs lists all"
+    return did_you_mean(name, [run.name for run in runs]) or newest

@@ -1,0 +1,136 @@
+"""What a run is doing, as one value: for `runs`, `status`, the progress bar and the report.
+
+State and cause come from the run record; progress from the last row of metrics.jsonl, so asking
+costs the same however long the run is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from titan_recipes.config.job import Job
+from titan_recipes.config.layout import RunLayout
+from titan_recipes.config.schema import Checkpoint
+from titan_recipes.launch.attempts import failures_in_a_row, newest_checkpoint
+from titan_recipes.launch.record import Attempt, RunState, run_status
+from titan_recipes.launch.rows import figure, last_row
+from titan_recipes.launch.runs import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """A run at one moment. None = unknown; the field names are the keys of `--json`."""
+
+    run: str
+    path: str
+    recipe: str
+    plan: str
+    scheduler: str
+    state: str
+    """pending, running, succeeded, stopped or failed."""
+    cause: str
+    """Why it stopped, failed or retries, in one line; "" = nothing to say."""
+    attempt: int
+    """Number of the last attempt; 0 = none has started."""
+    failures_in_a_row: int
+    """Failures since the last new checkpoint; past max_restarts the run is given up."""
+    max_restarts: int | None
+    step: int | None
+    total_steps: int | None
+    loss: float | None
+    tokens_per_second: float | None
+    """Per device."""
+    memory_gib: float | None
+    eta_seconds: float | None
+    """Time to the last step at the present speed; None where the run is not running."""
+    checkpoint: str
+    """Directory of the newest checkpoint; "" = none."""
+    created: str
+    started: str
+    """When the first attempt started; "" = none has."""
+    ended: str
+    """When the run ended; "" = it has not."""
+    age_seconds: float
+    """Since it was created."""
+    failures: tuple[dict[str, Any], ...]
+    """Attempts that failed, oldest first: attempt, exit_code, rank, cause."""
+    next: tuple[str, ...]
+    """Commands worth typing now, the most useful first."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def eta_seconds(job: Job, row: Mapping[str, Any]) -> float | None:
+    """Time from this row's step to the last one, at this row's speed."""
+    step, rate = figure(row, "step"), figure(row, "tokens_per_second")
+    if step is None or not rate:
+        return None
+    tokens = (job.training.steps - step) * job.derived.tokens_per_step
+    return max(0.0, tokens / (rate * job.derived.world_size))
+
+
+def checkpoint_folder(layout: RunLayout, job: Job | None) -> Path:
+    """Where the run's checkpoints are."""
+    return layout.root / (job.checkpoint if job else Checkpoint()).folder
+
+
+def status_of(run: Run) -> Status:
+    """Look at a run."""
+    job, record, layout = run.job(), run.record, run.layout
+    now = run_status(layout, record)
+    row = last_row(layout.metrics)
+    step = figure(row, "step")
+    folder = checkpoint_folder(layout, job)
+    saved = newest_checkpoint(folder)
+    attempts = record.attempts
+    age = datetime.now(UTC) - datetime.fromisoformat(record.created)
+    return Status(
+        run=record.name,
+        path=str(layout.root),
+        recipe=record.recipe,
+        plan=record.plan,
+        scheduler=record.scheduler,
+        state=now.state.value,
+        cause=now.cause,
+        attempt=attempts[-1].number if attempts else 0,
+        failures_in_a_row=failures_in_a_row(attempts),
+        max_restarts=job.fault_tolerance.max_restarts if job else None,
+        step=None if step is None else int(step),
+        total_steps=job.training.steps if job else None,
+        loss=figure(row, "loss"),
+        tokens_per_second=figure(row, "tokens_per_second"),
+        memory_gib=figure(row, "memory_gib"),
+        eta_seconds=eta_seconds(job, row) if job and now.state is RunState.RUNNING else None,
+        checkpoint=str(folder / f"step-{saved:08d}") if saved else "",
+        created=record.created,
+        started=attempts[0].started if attempts else "",
+        ended=attempts[-1].ended if attempts and now.state.is_final else "",
+        age_seconds=age.total_seconds(),
+        failures=tuple(_failure(attempt) for attempt in attempts if attempt.outcome == "failed"),
+        next=next_commands(run.name, now.state),
+    )
+
+
+def _failure(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "attempt": attempt.number,
+        "exit_code": attempt.exit_code,
+        "rank": attempt.rank,
+        "cause": attempt.cause,
+    }
+
+
+def next_commands(name: str, state: RunState) -> tuple[str, ...]:
+    """What is worth typing about a run in this state, the most useful first."""
+    verbs = {
+        RunState.PENDING: ("logs -f", "cancel"),
+        RunState.RUNNING: ("logs -f", "cancel"),
+        RunState.STOPPED: ("resume", "report"),
+        RunState.SUCCEEDED: ("report",),
+        RunState.FAILED: ("logs", "resume", "report"),
+    }
+    return tuple(f"titan-recipes {verb} {name}" for verb in verbs[state])

@@ -1,0 +1,130 @@
+"""One rank: `python -m titan_recipes.trainer job.toml --attempt N`, started by torchrun.
+
+A rank's raw output goes to logs/rank-<r>.log, so that a crash of native code leaves its words
+somewhere; rank 0 keeps the real stdout for lines that people read. However a rank ends, the first
+one to know writes attempts/<n>/exit.json, because torchrun turns every failure into exit code 1.
+"""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from titan_recipes.config.job import read_job
+from titan_recipes.config.layout import RankExit, RunLayout, write_exit
+from titan_recipes.errors import EXIT_DONE, TitanRecipesError
+
+EXIT_RETRY = 1
+PEER_GRACE_SECONDS = 5.0
+"""How long a rank that lost a peer waits for the peer, or torchrun, to say what happened first."""
+
+_PEER_WORDS = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "nccl error",
+    "gloo",
+    "socket",
+)
+
+
+def main() -> int:
+    """Run one rank; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m titan_recipes.trainer")
+    parser.add_argument("job", type=Path, help="job.toml in the run directory")
+    parser.add_argument("--attempt", type=int, default=1, help="number of this attempt")
+    arguments = parser.parse_args()
+    layout, rank = RunLayout(arguments.job.resolve().parent), int(os.environ.get("RANK", "0"))
+    redirect_output(layout, rank)
+    progress = Progress()
+    try:
+        run_rank(layout, arguments.job, progress)
+    except KeyboardInterrupt:
+        return 130
+    except BaseException as error:
+        record_failure(layout, arguments.attempt, rank, error, progress.step())
+        return error.exit_code if isinstance(error, TitanRecipesError) else EXIT_RETRY
+    return EXIT_DONE
+
+
+class Progress:
+    """Tells the failure record how far training came, if it began."""
+
+    def __init__(self) -> None:
+        self.trainer: object | None = None
+
+    def step(self) -> int:
+        """The step under way; -1 before training."""
+        return getattr(self.trainer, "step", -1)
+
+
+def redirect_output(layout: RunLayout, rank: int) -> None:
+    """Send file descriptors 1 and 2 to this rank's log; rank 0's `sys.stdout` stays what it was."""
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    console = os.dup(1)
+    log = os.open(layout.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    if rank == 0:
+        sys.stdout = os.fdopen(console, "w", buffering=1, encoding="utf-8")
+    else:
+        os.close(console)
+
+
+def run_rank(layout: RunLayout, job_file: Path, progress: Progress) -> None:
+    """Train as the job says; torch is imported here, after the output has a place to go."""
+    job = read_job(job_file)
+    if job.debug.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+    import torch.distributed as dist
+
+    from titan_recipes.trainer.data.prepare import ensure_prepared
+    from titan_recipes.trainer.metrics import RankEvents
+    from titan_recipes.trainer.parallel.mesh import join_world
+    from titan_recipes.trainer.train import Trainer
+
+    # Before the ranks join: tokenizing may take longer than any collective waits.
+    ensure_prepared(job)
+    world = join_world(job, layout.root)
+    trainer = Trainer(job, layout, world, RankEvents(layout, world.rank))
+    progress.trainer = trainer
+    trainer.train()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def record_failure(
+    layout: RunLayout, attempt: int, rank: int, error: BaseException, step: int
+) -> None:
+    """Write exit.json, unless another rank's failure came first."""
+    text = "".join(traceback.format_exception(error))
+    print(text, file=sys.stderr, flush=True)
+    path = layout.exit(attempt)
+    if is_peer_loss(error):
+        deadline = time.monotonic() + PEER_GRACE_SECONDS
+        while time.monotonic() < deadline and not path.exists():
+            time.sleep(0.1)
+    code = error.exit_code if isinstance(error, TitanRecipesError) else EXIT_RETRY
+    name = "" if isinstance(error, TitanRecipesError) else f"{type(error).__name__}: "
+    cause = name + "; ".join(line.strip() for line in str(error).strip().splitlines())
+    write_exit(path, RankExit(code, rank, cause, text, step))
+
+
+def is_peer_loss(error: BaseException) -> bool:
+    """Whether an error only says that another rank is gone."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _PEER_WORDS)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # No interpreter teardown after a failure: a process group without its peers may hang in it.
+    if code != EXIT_DONE:
+        os._exit(code)
+    sys.exit(code)

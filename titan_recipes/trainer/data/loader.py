@@ -1,0 +1,224 @@
+"""Loader: batches of one data-parallel rank, out of shards and an order.
+
+The only state is the position: samples that all ranks together have taken. With L = local batch
+size, rank r takes the samples [position + r * L, position + (r + 1) * L), then the position
+grows by dp_degree * L. So the samples of a global batch are the same at any number of ranks.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from titan_recipes.config.job import Job
+from titan_recipes.config.schema import DataLoader as DataLoaderOptions
+from titan_recipes.errors import ConfigError, Problem
+from titan_recipes.trainer.data.order import SampleOrder
+from titan_recipes.trainer.data.prepare import ensure_prepared, training_sources
+from titan_recipes.trainer.data.shards import TokenShards
+
+IGNORE_INDEX = -100
+"""A label that the loss doesn't count."""
+
+
+# B batch, S sequence
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """tokens_BS and labels_BS, int64; the label of position s is the token at s + 1."""
+
+    tokens_BS: torch.Tensor
+    labels_BS: torch.Tensor
+
+
+class TrainingData(Protocol):
+    """What the trainer reads from."""
+
+    def next_batch(self) -> Batch:
+        """The next micro-batch of this rank; never ends."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch begins."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state. Raises ConfigError where it belongs to other data."""
+        ...
+
+
+class _Windows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Map-style: the micro-batch that begins at a sample index."""
+
+    def __init__(
+        self, sources: list[TokenShards], order: SampleOrder, *, seq_len: int, batch_size: int
+    ) -> None:
+        self._sources = sources
+        self._order = order
+        self._seq_len = seq_len
+        self._batch_size = batch_size
+
+    def __getitem__(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+        windows = np.empty((self._batch_size, self._seq_len + 1), np.int64)
+        for row in range(self._batch_size):
+            source, sample = self._order.locate(start + row)
+            windows[row] = self._sources[source].sample(sample, self._seq_len)
+        tokens_BS = torch.from_numpy(np.ascontiguousarray(windows[:, :-1]))
+        return tokens_BS, torch.from_numpy(np.ascontiguousarray(windows[:, 1:]))
+
+
+def _batches(
+    windows: _Windows, starts: Iterable[int], options: DataLoaderOptions
+) -> Iterator[Batch]:
+    workers: dict[str, Any] = {}
+    if options.num_workers:
+        workers["persistent_workers"] = options.persistent_workers
+        workers["prefetch_factor"] = (
+            None if options.prefetch_factor < 0 else options.prefetch_factor
+        )
+    loader = DataLoader(
+        windows,
+        batch_size=None,
+        sampler=starts,
+        num_workers=options.num_workers,
+        pin_memory=options.pin_memory and torch.accelerator.is_available(),
+        **workers,
+    )
+    for tokens_BS, labels_BS in loader:
+        yield Batch(tokens_BS, labels_BS)
+
+
+class _Starts:
+    """The sample indices at which one rank's micro-batches begin: first, first + stride, ..."""
+
+    def __init__(self, first: int, stride: int, count: int | None = None) -> None:
+        self._first, self._stride, self._count = first, stride, count
+
+    def __iter__(self) -> Iterator[int]:
+        number = 0
+        while self._count is None or number < self._count:
+            yield self._first + number * self._stride
+            number += 1
+
+
+class ShardedData:
+    """Training data out of token shards: exact and O(1) to resume at any number of ranks."""
+
+    def __init__(
+        self,
+        windows: _Windows,
+        *,
+        dp_rank: int,
+        dp_degree: int,
+        local_batch_size: int,
+        options: DataLoaderOptions,
+        identity: dict[str, Any],
+    ) -> None:
+        self._windows = windows
+        self._offset = dp_rank * local_batch_size
+        self._stride = dp_degree * local_batch_size
+        self._options = options
+        self._identity = identity
+        self._move(0)
+
+    def _move(self, position: int) -> None:
+        self._position = position
+        starts = _Starts(position + self._offset, self._stride)
+        self._iterator = _batches(self._windows, starts, self._options)
+
+    def next_batch(self) -> Batch:
+        batch = next(self._iterator)
+        self._position += self._stride
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self._position, **self._identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        refuse_other_data(self._identity, state)
+        self._move(state["position"])
+
+
+def refuse_other_data(expected: dict[str, Any], state: dict[str, Any]) -> None:
+    """Raise ConfigError unless the state was saved with the data described by `expected`."""
+    problems = [
+        Problem(
+            "checkpoint",
+            f"dataloader.{key}",
+            f"the checkpoint was trained with {state.get(key)!r}, this job has {value!r}",
+            "set it back, or leave the data's position out:"
+            ' checkpoint.exclude_from_loading = ["dataloader"]',
+        )
+        for key, value in expected.items()
+        if state.get(key) != value
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def open_training_data(job: Job, *, dp_rank: int, dp_degree: int) -> TrainingData:
+    """The training data of one data-parallel rank, at its beginning.
+
+    Tokenizes first what is not yet. Raises ConfigError, DataError.
+    """
+    assert 0 <= dp_rank < dp_degree
+    if job.data.streaming:
+        from titan_recipes.trainer.data.stream import open_stream
+
+        return open_stream(job, dp_rank=dp_rank, dp_degree=dp_degree)
+    asked = training_sources(job)
+    sources = [TokenShards(path) for path in ensure_prepared(job).training]
+    seq_len, seed = job.training.seq_len, job.debug.seed
+    counts = [source.num_samples(seq_len) for source in sources]
+    weights = [source.weight for source in asked]
+    order = SampleOrder(counts, weights, seed=seed, shuffle=job.data.shuffle)
+    batch_size = job.training.local_batch_size
+    return ShardedData(
+        _Windows(sources, order, seq_len=seq_len, batch_size=batch_size),
+        dp_rank=dp_rank,
+        dp_degree=dp_degree,
+        local_batch_size=batch_size,
+        options=job.training.dataloader,
+        identity={
+            "seq_len": seq_len,
+            "seed": seed,
+            "shuffle": job.data.shuffle,
+            "sources": " ".join(source.digest for source in sources),
+            "weights": " ".join(map(repr, weights)),
+        },
+    )
+
+
+class ValidationData:
+    """Batches of held-out text, in stored order, from its beginning at each iteration."""
+
+    def __init__(self, windows: _Windows, starts: _Starts, options: DataLoaderOptions) -> None:
+        self._windows = windows
+        self._starts = starts
+        self._options = options
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _batches(self._windows, self._starts, self._options)
+
+
+def open_validation_data(job: Job, *, dp_rank: int, dp_degree: int) -> Iterable[Batch]:
+    """The validation batches of one rank: validation.steps, or as many as are full on all ranks.
+
+    Raises ConfigError, DataError.
+    """
+    settings = job.validation
+    path = ensure_prepared(job).validation
+    assert path is not None, "validation is off"
+    shards = TokenShards(path)
+    stride = dp_degree * settings.local_batch_size
+    num_samples = shards.num_samples(settings.seq_len)
+    full = num_samples // stride
+    count = full if settings.steps == -1 else min(settings.steps, full)
+    order = SampleOrder([num_samples], [1.0], seed=0, shuffle=False)
+    windows = _Windows(
+        [shards], order, seq_len=settings.seq_len, batch_size=settings.local_batch_size
+    )
+    starts = _Starts(dp_rank * settings.local_batch_size, stride, count)
+    return ValidationData(windows, starts, settings.dataloader)

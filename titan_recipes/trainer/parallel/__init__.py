@@ -1,0 +1,1 @@
+"""Parallelism, laid over an unchanged model from outside."""
