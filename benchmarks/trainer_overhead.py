@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from titan_recipes.bundle.find import find_bundle
 from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RunLayout
-from titan_recipes.config.resolve import resolve
 from titan_recipes.trainer.data.loader import open_training_data
 from titan_recipes.trainer.data.prepare import ensure_prepared
 from titan_recipes.trainer.metrics import RankEvents
@@ -38,13 +37,9 @@ from titan_recipes.trainer.train import Trainer
 
 def debug_job() -> Job:
     """llama3_debug on one CPU rank, without checkpoints and validation, logging each 5th step."""
-    bundle, plan = find_bundle("llama3_debug"), "cpu1"
     settings = ["plan.gpu='cpu'", "checkpoint.enable=false", "validation.enable=false"]
     settings += ["training.steps=1000000", "metrics.log_freq=5"]
-    layers = bundle.layers(plan)
-    return resolve(
-        layers, digest=bundle.digest(), bundle="", plan=plan, overrides=settings
-    ).job
+    return find_bundle("llama3_debug").resolve("cpu1", overrides=settings).job
 
 
 def bare_loop(job: Job) -> Callable[[int], None]:

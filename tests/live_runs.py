@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from past_runs import make_run
 
 from titan_recipes.config.layout import RunLayout
+from titan_recipes.launch.control import orphans
 from titan_recipes.launch.record import RunState, read_record, run_status
 from titan_recipes.launch.runs import Run, open_run
 from titan_recipes.launch.titan_local import start_node
@@ -132,6 +134,9 @@ class LiveRuns:
             for attempt in read_record(run.layout).attempts[-1:]:
                 if run_status(run.layout).state is RunState.RUNNING:
                     os.killpg(attempt.pid, signal.SIGKILL)
+            for pid in orphans(run.layout):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def program(code: str, run: Run) -> subprocess.Popen[str]:

@@ -10,7 +10,6 @@ from typing import Any
 from titan_recipes.bundle.find import find_bundle
 from titan_recipes.config.job import Job, to_toml
 from titan_recipes.config.layout import RunLayout
-from titan_recipes.config.resolve import resolve
 
 SMALL = (
     "model.n_layers=2",
@@ -36,15 +35,8 @@ def small_settings(corpus: Path, *overrides: str, ranks: int = 1) -> list[str]:
 
 def small_job(corpus: Path, *overrides: str, ranks: int = 1) -> Job:
     """llama3_debug resolved with the small settings."""
-    bundle = find_bundle("llama3_debug")
-    plan = bundle.default_plan
-    return resolve(
-        bundle.layers(plan),
-        digest=bundle.digest(),
-        bundle="",
-        plan=plan,
-        overrides=small_settings(corpus, *overrides, ranks=ranks),
-    ).job
+    settings = small_settings(corpus, *overrides, ranks=ranks)
+    return find_bundle("llama3_debug").resolve(overrides=settings).job
 
 
 def write_job(directory: Path, job: Job) -> Path:

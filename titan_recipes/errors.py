@@ -54,6 +54,10 @@ class ConfigError(TitanRecipesError):
         assert self.problems, "a ConfigError needs at least one problem"
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[tuple[Problem, ...]]]:
+        # Between processes an exception is rebuilt from `args`, which hold the text.
+        return type(self), (self.problems,)
+
 
 class BundleError(TitanRecipesError):
     """A recipe, plan or cluster profile that can't be found, read or written."""

@@ -13,7 +13,7 @@ from titan_recipes.config.job import read_job
 from titan_recipes.errors import ConfigError, LaunchError
 from titan_recipes.launch import control
 from titan_recipes.launch.attempts import newest_checkpoint
-from titan_recipes.launch.record import RunState, read_record, run_status
+from titan_recipes.launch.record import RunState, process_start, read_record, run_status
 from titan_recipes.launch.rows import read_rows
 from titan_recipes.launch.runs import Run, open_run
 
@@ -139,7 +139,7 @@ def test_resume_after_the_entry_point_was_killed_goes_on(live: LiveRuns) -> None
     os.kill(run.record.attempts[-1].pid, signal.SIGKILL)
     until(lambda: run_status(run.layout).state is RunState.FAILED, "it is lost")
     control.resume(open_run(run.layout.root))
-    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    assert [process_start(rank) for rank in ranks] == [None, None]
     (run.layout.root / "HOLD").unlink()
     ended = wait_for_end(run)
     assert [(a.outcome, a.step_from) for a in ended.record.attempts] == [("failed", 0), ("done", 2)]

@@ -126,19 +126,19 @@ def test_follow_after_a_resume_shows_only_what_is_new(tmp_path: Path) -> None:
 def test_screen_on_a_terminal_has_a_progress_line(tmp_path: Path) -> None:
     run = make_run(tmp_path, "one", attempt(), steps=120)
     shown = io.StringIO()
-    console = Console(file=shown, force_terminal=True, width=120, no_color=True)
+    console = Console(file=shown, force_terminal=True, width=80, no_color=True)
     with Screen(run.job(), console) as screen:
         screen.step(row(20))
         screen.line("a line")
     assert "step 20/120" in shown.getvalue()
-    assert "loss 5.397  3000 tokens/s/device  0.75 GiB  ETA 34 s" in shown.getvalue()
+    assert "loss 5.397  3000 tokens/s  0.75 GiB  ETA 34 s" in shown.getvalue()
 
 
 def test_describe_when_a_value_is_unknown_shows_a_dash(tmp_path: Path) -> None:
     job = make_run(tmp_path, "one").job()
     assert job is not None
     text = describe(job, {"step": 1, "loss": None})
-    assert text == "loss -  - tokens/s/device  - GiB  ETA -"
+    assert text == "loss -  - tokens/s  - GiB  ETA -"
 
 
 def test_tail_gives_whole_lines_and_at_the_end_the_rest(tmp_path: Path) -> None:

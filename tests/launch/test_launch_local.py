@@ -5,12 +5,12 @@ import stat
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from live_runs import until
 from past_runs import debug_job
 from torchx.runner import Runner
 from torchx.schedulers import get_scheduler_factories
@@ -39,14 +39,6 @@ while not (root / "STOP").exists():
     time.sleep(0.02)
 (root / "REQUEUE").touch()
 """
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
-    """Wait for something that happens by itself."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
 
 
 def app_of(job: Job, outputs: Path, *args: str) -> AppDef:
@@ -87,6 +79,8 @@ def test_titan_local_run_is_followed_and_stopped_by_another_process(
     assert next(lines) == "a line for people\n"  # while it runs
     record = read_record(layout)
     assert (record.handle, record.scheduler) == (handle, "titan_local")
+    node = record.attempts[0].pid
+    assert os.getsid(node) == node  # no terminal's Ctrl-C or hangup reaches it
 
     status = torchx("status", handle, cwd=tmp_path)
     assert "RUNNING" in status.stdout + status.stderr

@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from live_runs import until
 from past_runs import debug_job
 
 from titan_recipes.config.job import Job, encode, read_job
@@ -41,14 +41,6 @@ def commit(step):
     path.mkdir(parents=True)
     (path / "manifest.json").write_text("{}")
 """
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
-    """Wait for something that happens by itself."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
 
 
 @dataclass

@@ -196,3 +196,9 @@ def test_find_runs_through_a_link_to_a_known_folder_lists_each_once(
     (tmp_path / "link").symlink_to(tmp_path / "real")
     monkeypatch.setenv("TITAN_RECIPES_OUTPUTS", str(tmp_path / "link"))
     assert [run.name for run in find_runs()[0]] == ["one"]
+
+
+def test_status_when_the_last_step_was_saved_but_not_logged_counts_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "one", stopped(step_to=11), reached=10)
+    commit_checkpoint(run.layout, 11)
+    assert status_of(run).step == 11

@@ -13,15 +13,19 @@ to look; a section elsewhere is an error that names its home. What the values me
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from titan_recipes import __version__
 from titan_recipes.config.data_root import data_root
 from titan_recipes.config.load import Layer, did_you_mean, read_toml
 from titan_recipes.errors import BundleError, ConfigError, Problem
+
+if TYPE_CHECKING:
+    from titan_recipes.config.cluster import Cluster
+    from titan_recipes.config.resolve import Resolution
 
 PLAN_FILE = "plans/<plan>.toml"
 HOME_OF = {
@@ -127,6 +131,27 @@ class Bundle:
         if problems:
             raise ConfigError(problems)
         return layers
+
+    def resolve(
+        self,
+        plan: str = "",
+        *,
+        overrides: Sequence[str] = (),
+        cluster: "Cluster | None" = None,
+        cluster_name: str = "",
+    ) -> "Resolution":
+        """The bundle with one plan ("" = the default one) as a job. Raises ConfigError."""
+        from titan_recipes.config.resolve import resolve
+
+        return resolve(
+            self.layers(plan),
+            digest=self.digest(),
+            bundle="" if self.is_packaged else str(self.path.resolve()),
+            plan=plan or self.default_plan,
+            overrides=overrides,
+            cluster=cluster,
+            cluster_name=cluster_name,
+        )
 
     def _read(self, file: str, problems: list[Problem]) -> Layer | None:
         where = self.where(file)

@@ -17,9 +17,10 @@ from titan_recipes.errors import BundleError
 def docstrings() -> dict[str, dict[str, str]]:
     """Section class -> {field -> its docstring; "" -> the class's own}, on one line each."""
     assert schema.__file__
-    tree = ast.parse(Path(schema.__file__).read_text(encoding="utf-8"))
+    sources = sorted(Path(schema.__file__).parent.glob("*.py"))
+    nodes = [n for path in sources for n in ast.parse(path.read_text(encoding="utf-8")).body]
     found: dict[str, dict[str, str]] = {}
-    for node in tree.body:
+    for node in nodes:
         if not isinstance(node, ast.ClassDef):
             continue
         texts = {"": " ".join((ast.get_docstring(node) or "").split())}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from titan_recipes.cli.recipes import json_option, resolve_plan
+from titan_recipes.cli.recipes import json_option
 from titan_recipes.cli.tables import print_json, print_table
 from titan_recipes.errors import ConfigError
 
@@ -39,7 +39,7 @@ def import_torchtitan(file: Path, output: Path, name: str, as_json: bool) -> Non
     print_table(("KEY", "FATE", "DETAIL"), [(r.key, r.fate, r.detail) for r in rows])
     click.echo(f"\nmade {bundle.where()}")
     try:
-        resolve_plan(bundle, torchtitan.PLAN)
+        bundle.resolve(torchtitan.PLAN)
     except ConfigError as error:
         click.echo("it does not validate yet:")
         for problem in error.problems:

@@ -90,7 +90,7 @@ def status(run: str | None, outputs: Path | None, as_json: bool) -> None:
 
 def _facts(status: "Status") -> list[tuple[str, str]]:
     """What is known, as name and value."""
-    from titan_recipes.launch.text import duration, local_time, number, progress, short_path
+    from titan_recipes.launch.text import duration, gib, local_time, number, progress, short_path
 
     facts = [
         ("run", status.run),
@@ -102,7 +102,7 @@ def _facts(status: "Status") -> list[tuple[str, str]]:
     if status.step is not None:
         facts.append(("loss", number(status.loss)))
         facts.append(("tokens/s", f"{number(status.tokens_per_second)} per device"))
-        facts.append(("memory", f"{number(status.memory_gib)} GiB"))
+        facts.append(("memory", gib(status.memory_gib)))
     if status.eta_seconds is not None:
         facts.append(("ETA", duration(status.eta_seconds)))
     facts.append(

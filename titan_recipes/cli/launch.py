@@ -3,13 +3,8 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from titan_recipes.config.cluster import Cluster
-    from titan_recipes.config.resolve import Resolution
 
 EPILOG = """\b
 Examples:
@@ -53,11 +48,14 @@ def launch(
 
     Ctrl-C stops the run with a checkpoint; `titan-recipes resume` continues it.
     """
+    from titan_recipes.bundle.find import find_bundle
     from titan_recipes.config.cluster import find_cluster
     from titan_recipes.launch.submit import preview
 
     cluster_name, profile = find_cluster(cluster)
-    resolution = _resolve(recipe, plan, overrides, cluster_name, profile)
+    resolution = find_bundle(recipe).resolve(
+        plan, overrides=overrides, cluster=profile, cluster_name=cluster_name
+    )
     scheduler = scheduler or profile.scheduler
     outputs = outputs or profile.outputs or os.environ.get("TITAN_RECIPES_OUTPUTS") or "outputs"
     for note in resolution.notes:
@@ -86,22 +84,3 @@ def launch(
         click.echo(f"follow it with: titan-recipes logs -f {run.name}")
         return
     sys.exit(follow(open_run(run)))
-
-
-def _resolve(
-    recipe: str, plan: str, overrides: tuple[str, ...], cluster_name: str, profile: "Cluster"
-) -> "Resolution":
-    from titan_recipes.bundle.find import find_bundle
-    from titan_recipes.config.resolve import resolve
-
-    bundle = find_bundle(recipe)
-    layers = bundle.layers(plan)
-    return resolve(
-        layers,
-        digest=bundle.digest(),
-        bundle="" if bundle.is_packaged else str(bundle.path.resolve()),
-        plan=plan or bundle.default_plan,
-        overrides=overrides,
-        cluster=profile,
-        cluster_name=cluster_name,
-    )

@@ -58,19 +58,6 @@ def list_recipes(tags: tuple[str, ...], as_json: bool) -> None:
     print_table(("RECIPE", "VERSION", "PLANS", "SUMMARY"), rows)
 
 
-def resolve_plan(bundle: Bundle, plan: str, overrides: tuple[str, ...] = ()) -> "Resolution":
-    """One plan of a bundle, resolved without a cluster. Raises ConfigError."""
-    from titan_recipes.config.resolve import resolve
-
-    return resolve(
-        bundle.layers(plan),
-        digest=bundle.digest(),
-        bundle="" if bundle.is_packaged else str(bundle.path.resolve()),
-        plan=plan,
-        overrides=overrides,
-    )
-
-
 @click.command(
     epilog="""\b
 Examples:
@@ -87,12 +74,12 @@ def show(recipe: str, plan: str, resolved: bool, overrides: tuple[str, ...], as_
     """Show a recipe: what it is, its plans, and with --resolved every value."""
     bundle = find_bundle(recipe)
     chosen = plan or bundle.default_plan
-    resolution = resolve_plan(bundle, chosen, overrides)
+    resolution = bundle.resolve(chosen, overrides=overrides)
     if resolved:
         _show_resolved(resolution, as_json)
         return
     plans = [chosen] if plan else bundle.plans()
-    jobs = {name: resolve_plan(bundle, name, overrides).job for name in plans}
+    jobs = {name: bundle.resolve(name, overrides=overrides).job for name in plans}
     if as_json:
         print_json(_summary(bundle, resolution.job) | {"plans": {n: _plan(jobs[n]) for n in jobs}})
         return
@@ -187,18 +174,19 @@ def validate(recipe: str, plan: str, overrides: tuple[str, ...], as_json: bool) 
     checked: dict[str, Resolution] = {}
     for name in plans:
         try:
-            checked[name] = resolve_plan(bundle, name, overrides)
+            checked[name] = bundle.resolve(name, overrides=overrides)
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(problems)
     if as_json:
-        print_json({n: _plan(r.job) | {"notes": [*r.notes, *r.dormant]} for n, r in checked.items()})
+        notes = {name: [*r.notes, *r.dormant] for name, r in checked.items()}
+        print_json({name: _plan(r.job) | {"notes": notes[name]} for name, r in checked.items()})
         return
     for name, resolution in checked.items():
         click.echo(f"{bundle.name} {name}: valid")
-        notes = (*resolution.notes, *resolution.dormant)
-        for line in (*_arithmetic(resolution.job), *(f"note: {n}" for n in notes)):
+        said = (*resolution.notes, *resolution.dormant)
+        for line in (*_arithmetic(resolution.job), *(f"note: {note}" for note in said)):
             click.echo(f"  {line}")
 
 

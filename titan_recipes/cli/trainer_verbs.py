@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from titan_recipes.bundle.find import find_bundle
-from titan_recipes.cli.recipes import json_option, recipe_argument, resolve_plan, set_option
+from titan_recipes.cli.recipes import json_option, recipe_argument, set_option
 from titan_recipes.errors import LaunchError
 
 
@@ -45,7 +45,7 @@ def prepare(recipe: str, plan: str, overrides: tuple[str, ...]) -> None:
     from titan_recipes.config.job import encode
 
     bundle = find_bundle(recipe)
-    job = resolve_plan(bundle, plan or bundle.default_plan, overrides).job
+    job = bundle.resolve(plan, overrides=overrides).job
     run_trainer("data", ["prepare", "--job", encode(job)], ("numpy", "pyarrow", "tiktoken"))
 
 

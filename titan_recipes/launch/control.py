@@ -122,7 +122,7 @@ def orphans(layout: RunLayout) -> list[int]:
 
 
 def _kill_orphans(layout: RunLayout) -> None:
-    """End what a dead entry point left: torchrun gives its ranks 30 s, and they would still save."""
+    """End what a dead entry point left: torchrun gives its ranks 30 s, in which they still save."""
     while left := orphans(layout):
         for pid in left:
             _signal(pid, signal.SIGKILL)

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from titan_recipes.config.job import Job
 from titan_recipes.config.schema import Metrics
@@ -28,7 +29,7 @@ from titan_recipes.launch.record import RunState, run_status
 from titan_recipes.launch.rows import figure
 from titan_recipes.launch.runs import Run, open_run
 from titan_recipes.launch.status import Status, eta_seconds, status_of
-from titan_recipes.launch.text import duration, number, progress, short_path
+from titan_recipes.launch.text import duration, gib, number, progress, short_path
 
 EXIT_LEFT = 130  # the shell's code for Ctrl-C: whoever followed left, the run goes on
 EXIT_FAILED = 1  # what a failure worth retrying ends in
@@ -64,7 +65,7 @@ class Screen:
         self._console = console
         self._progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the words leave
             TextColumn("{task.description}"),
             console=console,
             disable=not console.is_terminal or job is None,
@@ -96,11 +97,11 @@ class Screen:
 
 
 def describe(job: Job, row: Mapping[str, Any]) -> str:
-    """A logged step in words: loss, tokens/s per device, memory, time left."""
+    """A logged step in words: loss, tokens/s (per device), memory, time left."""
     parts = [
         f"loss {number(figure(row, 'loss'))}",
-        f"{number(figure(row, 'tokens_per_second'))} tokens/s/device",
-        f"{number(figure(row, 'memory_gib'))} GiB",
+        f"{number(figure(row, 'tokens_per_second'))} tokens/s",
+        gib(figure(row, "memory_gib")),
         f"ETA {duration(eta_seconds(job, row))}",
     ]
     return "  ".join(parts)
@@ -134,8 +135,9 @@ def follow(run: Run, *, log_offset: int = 0, console: Console | None = None) -> 
                 layout.stop.touch()
                 screen.line("stopping with a checkpoint; Ctrl-C again leaves it to itself", "bold")
             time.sleep(POLL_SECONDS)
-        tell_end(open_run(layout.root), screen)
-    return exit_code(open_run(layout.root))
+    ended_run = open_run(layout.root)
+    tell_end(ended_run, screen)
+    return exit_code(ended_run)
 
 
 def exit_code(run: Run) -> int:

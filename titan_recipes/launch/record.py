@@ -252,14 +252,14 @@ def run_status(layout: RunLayout, record: RunRecord | None = None) -> RunStatus:
         if layout.stop.exists():
             return RunStatus(RunState.RUNNING, "asked to stop; saving a checkpoint")
         return RunStatus(RunState.RUNNING, f"retrying after: {last.cause}" if last.cause else "")
-    after = read_again(layout, last)
+    after = _read_again(layout, last)
     if after is not None:
         return run_status(layout, after)
     lost = f"lost: its process {last.pid} on {last.host} is gone without a word"
     return RunStatus(RunState.FAILED, f"{lost}; before it: {last.cause}" if last.cause else lost)
 
 
-def read_again(layout: RunLayout, last: Attempt) -> RunRecord | None:
+def _read_again(layout: RunLayout, last: Attempt) -> RunRecord | None:
     """The record, where it changed after `last` was read: a process writes its end, then goes."""
     record = read_record(layout)
     return record if record.attempts[-1] != last else None

@@ -19,7 +19,16 @@ from titan_recipes.launch.record import Attempt, is_alive, now
 from titan_recipes.launch.rows import figure, read_rows
 from titan_recipes.launch.runs import Run
 from titan_recipes.launch.status import Status, status_of
-from titan_recipes.launch.text import UNKNOWN, duration, local_time, number, progress, span_seconds
+from titan_recipes.launch.text import (
+    UNKNOWN,
+    duration,
+    gib,
+    local_time,
+    number,
+    progress,
+    span_seconds,
+)
+from titan_recipes.render.environment import environment
 
 TONES = {
     "succeeded": "good",
@@ -109,8 +118,6 @@ def write_report(run: Run, file: Path | None = None) -> Path:
 
 def render_report(run: Run) -> str:
     """The page as text."""
-    from titan_recipes.render.environment import environment
-
     plot = {
         "wide": charts.WIDE,
         "height": charts.HEIGHT,
@@ -177,7 +184,7 @@ def _tiles(
         yield Tile("Tokens/s", number(statistics.median(speeds)), note)
     if memory := _values(rows, "memory_gib"):
         note = _beside(predicted.get("peak_memory_gib"), "peak")
-        yield Tile("Memory", f"{number(max(memory))} GiB", note)
+        yield Tile("Memory", gib(max(memory)), note)
     if mfu := _values(rows, "mfu"):
         yield Tile("MFU", f"{statistics.median(mfu):.1%}", "median")
     if job and status.step:

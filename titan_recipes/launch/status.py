@@ -38,6 +38,7 @@ class Status:
     """Failures since the last new checkpoint; past max_restarts the run is given up."""
     max_restarts: int | None
     step: int | None
+    """The last one logged or saved."""
     total_steps: int | None
     loss: float | None
     tokens_per_second: float | None
@@ -83,9 +84,9 @@ def status_of(run: Run) -> Status:
     job, record, layout = run.job(), run.record, run.layout
     now = run_status(layout, record)
     row = last_row(layout.metrics)
-    step = figure(row, "step")
     folder = checkpoint_folder(layout, job)
     saved = newest_checkpoint(folder)
+    reached = max(saved, int(figure(row, "step") or 0))
     attempts = record.attempts
     age = datetime.now(UTC) - datetime.fromisoformat(record.created)
     return Status(
@@ -99,7 +100,7 @@ def status_of(run: Run) -> Status:
         attempt=attempts[-1].number if attempts else 0,
         failures_in_a_row=failures_in_a_row(attempts),
         max_restarts=job.fault_tolerance.max_restarts if job else None,
-        step=None if step is None else int(step),
+        step=reached or None,
         total_steps=job.training.steps if job else None,
         loss=figure(row, "loss"),
         tokens_per_second=figure(row, "tokens_per_second"),

@@ -7,8 +7,8 @@ from pathlib import Path
 UNKNOWN = "-"
 
 
-def number(value: float | None) -> str:
-    """At most four significant digits, with K, M, G, T for large ones: 18432 -> "18.43K"."""
+def number(value: float | None, digits: int = 4) -> str:
+    """That many significant digits, with K, M, G, T for large ones: 18432 -> "18.43K"."""
     if value is None:
         return UNKNOWN
     for limit, unit, suffix in (
@@ -18,8 +18,8 @@ def number(value: float | None) -> str:
         (1e4, 1e3, "K"),
     ):
         if abs(value) >= limit:
-            return f"{value / unit:.4g}{suffix}"
-    return f"{value:.4g}"
+            return f"{value / unit:.{digits}g}{suffix}"
+    return f"{value:.{digits}g}"
 
 
 def progress(step: int | None, total: int | None) -> str:
@@ -60,3 +60,8 @@ def short_path(path: Path) -> str:
     """The path relative to the working directory where it lies below it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else os.fspath(path)
+
+
+def gib(value: float | None) -> str:
+    """Memory: "0.445 GiB"."""
+    return f"{number(value, digits=3)} GiB"

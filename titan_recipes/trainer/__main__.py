@@ -6,7 +6,10 @@ one to know writes attempts/<n>/exit.json, because torchrun turns every failure 
 """
 
 import argparse
+import contextlib
+import ctypes
 import os
+import signal
 import sys
 import time
 import traceback
@@ -19,6 +22,8 @@ from titan_recipes.errors import EXIT_DONE, TitanRecipesError
 EXIT_RETRY = 1
 PEER_GRACE_SECONDS = 5.0
 """How long a rank that lost a peer waits for the peer, or torchrun, to say what happened first."""
+
+PR_SET_PDEATHSIG = 1
 
 _PEER_WORDS = (
     "connection closed by peer",
@@ -35,6 +40,7 @@ def main() -> int:
     parser.add_argument("job", type=Path, help="job.toml in the run directory")
     parser.add_argument("--attempt", type=int, default=1, help="number of this attempt")
     arguments = parser.parse_args()
+    die_with_parent()
     layout, rank = RunLayout(arguments.job.resolve().parent), int(os.environ.get("RANK", "0"))
     redirect_output(layout, rank)
     progress = Progress()
@@ -57,6 +63,12 @@ class Progress:
     def step(self) -> int:
         """The step under way; -1 before training."""
         return getattr(self.trainer, "step", -1)
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this rank when torchrun dies: an orphan would hold its GPU for ever."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def redirect_output(layout: RunLayout, rank: int) -> None:

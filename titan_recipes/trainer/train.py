@@ -10,7 +10,6 @@ summed over passes and ranks: the same numbers however the batch is split.
 import contextlib
 import gc
 import math
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -68,6 +67,11 @@ class Trainer:
         if job.compile.enable and "loss" in job.compile.components:
             self.loss_fn = torch.compile(self.loss_fn, backend=job.compile.backend)
         self.data = open_training_data(job, dp_rank=world.dp_rank, dp_degree=job.dp_degree)
+        self.validation_data = (
+            open_validation_data(job, dp_rank=world.dp_rank, dp_degree=job.dp_degree)
+            if job.validation.enable
+            else ()
+        )
         self.checkpointer = (
             Checkpointer(job.checkpoint, layout.root / job.checkpoint.folder, log=self.say)
             if job.checkpoint.enable
@@ -281,7 +285,7 @@ class Trainer:
         """Mean loss per token over the validation data, into validation.jsonl."""
         self.model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        for batch in self.validation_batches():
+        for batch in self.validation_data:
             labels_BS = batch.labels_BS.to(self.world.device)
             with self.autocast():
                 logits_BSV = self.model(batch.tokens_BS.to(self.world.device))
@@ -291,12 +295,6 @@ class Trainer:
             dist.all_reduce(total, group=self.world.dp_mesh.get_group())
         self.model.train()
         self.metrics.log_validation(self.step, loss=(total[0] / total[1]).item())
-
-    def validation_batches(self) -> Iterator[Batch]:
-        """Batches of the held-out data, from its start."""
-        yield from open_validation_data(
-            self.job, dp_rank=self.world.dp_rank, dp_degree=self.job.dp_degree
-        )
 
     def collect_garbage(self) -> None:
         """Collect at the same step on all ranks, so that no rank makes the others wait."""

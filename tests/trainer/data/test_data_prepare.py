@@ -1,5 +1,6 @@
 """Prepare gives the same shards however it is run, interrupted or repeated."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -143,9 +144,16 @@ def test_prepare_killed_midway_keeps_finished_shards_and_goes_on(
     _wait_until(lambda: len(finished()) >= 3 or process.poll() is not None, "three shards")
     workers = _children(process.pid)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
     assert workers
-    _wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "workers end")
+    try:
+        _wait_until(
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "workers end", 20
+        )
+    finally:
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=20)
     kept = {path: path.stat().st_mtime_ns for path in finished()}
     (partial,) = cache.glob("tokens/*.partial")
     monkeypatch.setattr(prepare_module, "MIN_GROUP_BYTES", group)

@@ -140,10 +140,12 @@ def test_tokenizer_text_of_any_length_and_content_is_encoded(rank_file: Path) ->
 def test_tokenizer_long_text_is_cut_where_ids_stay_the_same(
     rank_file: Path, trained: tokenizers.Tokenizer
 ) -> None:
-    line = "    for x in range(10):\n\n        y = x\n"
+    line = "for x in range(10):\n\n    averylongidentifierwithoutunderscoresinit = x\n"
     text = line * (2 * MAX_PIECE_CHARS // len(line) + 10)
     tokenizer = load_tokenizer(rank_file)
-    assert len(list(tokenizer.encode_pieces(text))) == 3
+    pieces = [tokenizer.decode(ids) for ids in tokenizer.encode_pieces(text)]
+    assert [len(piece) % len(line) for piece in pieces] == [0, 0, 0]
+    assert MAX_PIECE_CHARS % len(line)
     assert tokenizer.encode(text) == trained.encode(text).ids
 
 

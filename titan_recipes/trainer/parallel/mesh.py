@@ -42,10 +42,11 @@ class World:
 
 def choose_device(job: Job, local_rank: int) -> torch.device:
     """The device of a rank. Raises ConfigError where the plan wants a GPU that is not there."""
-    gpu = job.plan.gpu
-    if gpu == NO_GPU or (gpu == ANY_GPU and not torch.cuda.is_available()):
+    gpu, found = job.plan.gpu, torch.cuda.device_count()
+    # Two ranks can't share a GPU under NCCL.
+    if gpu == NO_GPU or (gpu == ANY_GPU and found < job.plan.gpus_per_node):
         return torch.device("cpu")
-    if (found := torch.cuda.device_count()) <= local_rank:
+    if found <= local_rank:
         got = f'"{gpu}" on {job.plan.gpus_per_node} ranks, but this machine shows {found} GPUs'
         cure = "--set plan.gpu=cpu, or fewer ranks"
         raise ConfigError([Problem("job.toml", "plan.gpu", got, cure)])

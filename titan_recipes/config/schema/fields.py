@@ -1,0 +1,37 @@
+"""What sections are made of: bounded numbers, and the decorator that makes a class a section."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits of a number, inclusive unless the name says otherwise; used inside `Annotated`."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        limits = {"ge": self.ge, "gt": self.gt, "le": self.le}
+        return handler(source) | {k: v for k, v in limits.items() if v is not None}
+
+
+Positive = Annotated[int, Bounds(ge=1)]
+NonNegative = Annotated[int, Bounds(ge=0)]
+MinusOneOrMore = Annotated[int, Bounds(ge=-1)]
+PositiveFloat = Annotated[float, Bounds(gt=0)]
+NonNegativeFloat = Annotated[float, Bounds(ge=0)]
+Fraction = Annotated[float, Bounds(ge=0, le=1)]
+
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def section(cls: type[T]) -> type[T]:
+    """A frozen dataclass that pydantic reads strictly: exact types, no unknown keys, no nan."""
+    made = dataclass(frozen=True, slots=True, kw_only=True)(cls)
+    made.__pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # type: ignore[attr-defined]
+    return made

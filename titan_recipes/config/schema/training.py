@@ -1,0 +1,136 @@
+"""How the numbers are trained: optimizer, schedule, batches, precision, validation."""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from titan_recipes.config.schema.fields import (
+    Bounds,
+    Fraction,
+    MinusOneOrMore,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    section,
+)
+
+
+@section
+class Optimizer:
+    """[optimizer]."""
+
+    name: Literal["Adam", "AdamW"] = "AdamW"
+    """AdamW decouples weight decay from the gradient; Adam adds it to the gradient."""
+    lr: PositiveFloat = 8e-4
+    """Peak learning rate."""
+    beta1: Fraction = 0.9
+    """Decay of the first moment."""
+    beta2: Fraction = 0.95
+    """Decay of the second moment."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Weight decay, for every parameter."""
+    implementation: Literal["for-loop", "foreach", "fused"] = "fused"
+    """How the update is computed."""
+    early_step_in_backward: bool = False
+    """Apply each parameter's update as soon as its gradient is there."""
+
+
+@section
+class LRScheduler:
+    """[lr_scheduler]: linear warmup, a stable stretch, then decay."""
+
+    warmup_steps: NonNegative = 200
+    """Steps from 0 to the peak rate."""
+    total_steps: MinusOneOrMore = -1
+    """Steps the schedule spans; -1 = training.steps."""
+    decay_ratio: Annotated[float, Bounds(ge=-1, le=1)] = -1.0
+    """Share of the steps that decay; -1 = all after warmup."""
+    decay_type: Literal["linear", "sqrt", "cosine"] = "linear"
+    """Shape of the decay."""
+    min_lr_factor: Fraction = 0.0
+    """The rate at the end, as a share of the peak."""
+
+
+@section
+class DataLoader:
+    """[training.dataloader]: torch DataLoader's own options."""
+
+    num_workers: NonNegative = 0
+    """Processes that read batches; 0 = the trainer itself (shards need no more)."""
+    persistent_workers: bool = False
+    """Keep the workers between epochs."""
+    pin_memory: bool = False
+    """Batches in page-locked memory."""
+    prefetch_factor: MinusOneOrMore = -1
+    """Batches read ahead by each worker; -1 = torch's default."""
+
+
+@section
+class Training:
+    """[training]."""
+
+    dataset: str = "c4_test"
+    """The data by name: "stdlib", "text", "c4", "c4_test", "hub", each also "..._validation"."""
+    dataset_path: str = ""
+    """Where the dataset is: a file, directory or glob of jsonl, parquet or txt; for "hub" the
+    repository. "" = the dataset's own place."""
+    local_batch_size: Positive = 8
+    """Sequences in one forward pass of one data-parallel rank."""
+    global_batch_size: MinusOneOrMore = -1
+    """Sequences in one optimizer step over all ranks; -1 = local_batch_size x dp degree."""
+    seq_len: Positive = 2048
+    """Tokens in one sequence."""
+    max_norm: NonNegativeFloat = 1.0
+    """Gradients are scaled down to this global norm; 0 = never."""
+    steps: Positive = 10000
+    """Optimizer steps in the whole training."""
+    enable_cpu_offload: bool = False
+    """Keep parameters, gradients and optimizer state in host memory (FSDP)."""
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    """Type of parameters and optimizer state."""
+    mixed_precision_param: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type that parameters are cast to for compute."""
+    mixed_precision_reduce: Literal["float32"] = "float32"
+    """Type that gradients are reduced in."""
+    gc_freq: Positive = 50
+    """Steps from one garbage collection to the next; Python's own is off."""
+    gc_debug: bool = False
+    """Look for reference cycles: collect everything at each collection and log what was found."""
+    dataloader: DataLoader = field(default_factory=DataLoader)
+
+
+@section
+class Validation:
+    """[validation]: loss on held-out text, into validation.jsonl."""
+
+    enable: bool = False
+    """Validate."""
+    dataset: str = "c4_validation"
+    """The data by name, as in training.dataset."""
+    dataset_path: str = ""
+    """Where it is, as in training.dataset_path."""
+    local_batch_size: Positive = 8
+    """Sequences in one forward pass of one data-parallel rank."""
+    seq_len: Positive = 2048
+    """Tokens in one sequence."""
+    freq: Positive = 10
+    """Training steps from one validation to the next; the last step validates too."""
+    steps: MinusOneOrMore = -1
+    """Batches of each validation; -1 = the whole dataset."""
+    dataloader: DataLoader = field(default_factory=DataLoader)
+
+
+@section
+class Debug:
+    """[debug]."""
+
+    seed: Annotated[int, Bounds(ge=0, le=2**63 - 1)] = 0
+    """Seed of initialization, data order and every random number."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time."""
+    deterministic_warn_only: bool = False
+    """... warn where there is none, instead of failing."""
+    moe_force_load_balance: bool = False
+    """Route tokens evenly, whatever the router says (mixture of experts)."""
