@@ -65,7 +65,7 @@ def train_here(directory: Path, job: Job) -> None:
 
     write_job(directory, job)
     (directory / "logs").mkdir()
-    run_rank(RunLayout(directory), directory / "job.toml", Progress())
+    run_rank(RunLayout(directory), directory / "job.toml", Progress(), sys.stdout)
 
 
 def rows(directory: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

@@ -81,8 +81,8 @@ def test_cli_runs_prints_a_row_for_each_run(tmp_path: Path) -> None:
         ]
     )
     assert [row.split()[:8] for row in rows] == [
-        ["new", "llama3_debug@0.1.0", "cpu2", "local", "running", "20/50", "5.397", "3000"],
-        ["old", "llama3_debug@0.1.0", "cpu2", "local", "succeeded", "20/20", "5.397", "3000"],
+        ["new", "llama3_debug@0.1.0", "cpu2", "local", "RUNNING", "20/50", "5.397", "3000"],
+        ["old", "llama3_debug@0.1.0", "cpu2", "local", "SUCCEEDED", "20/20", "5.397", "3000"],
     ]
 
 
@@ -90,7 +90,7 @@ def test_cli_runs_as_json_has_stable_keys(tmp_path: Path) -> None:
     make_run(tmp_path, "one", attempt())
     (only,) = json.loads(call("runs", "--json").output)
     assert list(only) == KEYS
-    assert (only["run"], only["state"], only["step"]) == ("one", "succeeded", 20)
+    assert (only["run"], only["state"], only["step"]) == ("one", "SUCCEEDED", 20)
     assert json.loads(call("runs", "--json", "--outputs", str(tmp_path / "none")).output) == []
 
 

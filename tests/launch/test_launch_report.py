@@ -91,7 +91,7 @@ def test_report_escapes_what_comes_from_outside(run: Run) -> None:
 def test_page_has_the_figures_of_the_run(run: Run) -> None:
     page = page_of(run)
     tiles = {tile.label: (tile.value, tile.note) for tile in page.tiles}
-    assert page.state == "succeeded"
+    assert page.state == "SUCCEEDED"
     assert tiles["Steps"] == ("400/400", "15 min 00 s, 3 attempts")
     assert tiles["Loss"] == ("2", "from 7.462")
     assert tiles["Validation loss"] == ("2.25", "best 2.25")

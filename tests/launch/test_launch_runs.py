@@ -101,7 +101,7 @@ def test_status_of_a_run_that_is_done_has_its_last_row_and_checkpoint(tmp_path: 
     newest = commit_checkpoint(run.layout, 20)
     (run.layout.root / "checkpoints" / "step-00000030").mkdir()  # not committed
     status = status_of(run)
-    assert (status.state, status.step, status.total_steps) == ("succeeded", 20, 20)
+    assert (status.state, status.step, status.total_steps) == ("SUCCEEDED", 20, 20)
     assert status.loss == row(20)["loss"]
     assert status.tokens_per_second == 3000.0
     assert status.checkpoint == str(newest)
@@ -113,7 +113,7 @@ def test_status_of_a_run_that_is_done_has_its_last_row_and_checkpoint(tmp_path: 
 def test_status_of_a_running_run_has_the_time_left(tmp_path: Path) -> None:
     run = make_run(tmp_path, "one", running(), steps=120, reached=20)
     status = status_of(run)
-    assert status.state == "running"
+    assert status.state == "RUNNING"
     # 100 steps of 4 sequences of 512 tokens, at 3,000 tokens/s on each of 2 ranks.
     assert status.eta_seconds == pytest.approx(100 * 4 * 512 / (2 * 3000))
     assert status.next == ("titan-recipes logs -f one", "titan-recipes cancel one")
@@ -126,7 +126,7 @@ def test_status_of_a_failed_run_lists_the_failures(tmp_path: Path) -> None:
         failed(2, cause=causes[1], exit_code=3, rank=0),
     )
     status = status_of(make_run(tmp_path, "one", *attempts, reached=4))
-    assert (status.state, status.cause, status.attempt) == ("failed", causes[1], 2)
+    assert (status.state, status.cause, status.attempt) == ("FAILED", causes[1], 2)
     assert status.failures_in_a_row == 2
     assert status.failures[1] == {"attempt": 2, "exit_code": 3, "rank": 0, "cause": causes[1]}
     assert status.next[0] == "titan-recipes logs one"
@@ -134,17 +134,17 @@ def test_status_of_a_failed_run_lists_the_failures(tmp_path: Path) -> None:
 
 def test_status_of_a_stopped_run_says_to_resume(tmp_path: Path) -> None:
     status = status_of(make_run(tmp_path, "one", stopped(), reached=7))
-    assert (status.state, status.cause, status.step) == ("stopped", "asked to stop", 7)
+    assert (status.state, status.cause, status.step) == ("STOPPED", "asked to stop", 7)
     assert status.next[0] == "titan-recipes resume one"
 
 
 def test_status_when_the_entry_point_was_killed_is_failed(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     run = make_run(tmp_path, "one", running(pid=process.pid), reached=5)
-    assert status_of(run).state == "running"
+    assert status_of(run).state == "RUNNING"
     process.communicate()
     status = status_of(run)
-    assert status.state == "failed"
+    assert status.state == "FAILED"
     assert status.cause.startswith(f"lost: its process {process.pid} on")
 
 
@@ -152,7 +152,7 @@ def test_status_without_a_job_that_can_be_read_still_says_what_it_knows(tmp_path
     run = make_run(tmp_path, "one", attempt())
     run.layout.job.write_text("[recipe]\nfrom = 'another version'\n")
     status = status_of(run)
-    assert (status.state, status.step, status.total_steps) == ("succeeded", 20, None)
+    assert (status.state, status.step, status.total_steps) == ("SUCCEEDED", 20, None)
 
 
 def test_rows_when_a_kill_tore_the_last_line_skip_it(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def exit_code(run: Run) -> int:
 def tell_end(run: Run, screen: Screen) -> None:
     """Say how the run ended, where everything is, and what to type next."""
     status, job, layout = status_of(run), run.job(), run.layout
-    style = {"succeeded": "bold green", "failed": "bold red"}.get(status.state, "bold")
+    style = {"SUCCEEDED": "bold green", "FAILED": "bold red"}.get(status.state, "bold")
     screen.line("")
     screen.line(f"{run.name} {end_of(status)}", style)
     places = {"checkpoint": Path(status.checkpoint) if status.checkpoint else None}

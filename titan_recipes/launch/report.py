@@ -31,12 +31,15 @@ from titan_recipes.launch.text import (
 from titan_recipes.render.environment import environment
 
 TONES = {
-    "succeeded": "good",
+    "SUCCEEDED": "good",
     "done": "good",
+    "FAILED": "bad",
     "failed": "bad",
     "lost": "bad",
+    "RUNNING": "live",
     "running": "live",
-    "pending": "idle",
+    "PENDING": "idle",
+    "STOPPED": "idle",
     "stopped": "idle",
 }
 """State or outcome -> the color class of the page."""

@@ -29,7 +29,7 @@ class Status:
     plan: str
     scheduler: str
     state: str
-    """pending, running, succeeded, stopped or failed."""
+    """PENDING, RUNNING, SUCCEEDED, STOPPED or FAILED."""
     cause: str
     """Why it stopped, failed or retries, in one line; "" = nothing to say."""
     attempt: int

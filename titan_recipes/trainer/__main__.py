@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TextIO
 
 from titan_recipes.config.job import read_job
 from titan_recipes.config.layout import RankExit, RunLayout, write_exit
@@ -42,10 +43,10 @@ def main() -> int:
     arguments = parser.parse_args()
     die_with_parent()
     layout, rank = RunLayout(arguments.job.resolve().parent), int(os.environ.get("RANK", "0"))
-    redirect_output(layout, rank)
+    console = redirect_output(layout, rank)
     progress = Progress()
     try:
-        run_rank(layout, arguments.job, progress)
+        run_rank(layout, arguments.job, progress, console)
     except KeyboardInterrupt:
         return 130
     except BaseException as error:
@@ -71,22 +72,24 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def redirect_output(layout: RunLayout, rank: int) -> None:
-    """Send file descriptors 1 and 2 to this rank's log; rank 0's `sys.stdout` stays what it was."""
+def redirect_output(layout: RunLayout, rank: int) -> TextIO:
+    """Send file descriptors 1 and 2 to this rank's log; returns what stdout was, for people.
+
+    On rank 0 that stays `sys.stdout`.
+    """
     layout.logs.mkdir(parents=True, exist_ok=True)
-    console = os.dup(1)
-    log = os.open(layout.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
+    console = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    log = os.open(layout.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
     if rank == 0:
-        sys.stdout = os.fdopen(console, "w", buffering=1, encoding="utf-8")
-    else:
-        os.close(console)
+        sys.stdout = console
+    return console
 
 
-def run_rank(layout: RunLayout, job_file: Path, progress: Progress) -> None:
+def run_rank(layout: RunLayout, job_file: Path, progress: Progress, console: TextIO) -> None:
     """Train as the job says; torch is imported here, after the output has a place to go."""
     job = read_job(job_file)
     if job.debug.deterministic:
@@ -99,8 +102,10 @@ def run_rank(layout: RunLayout, job_file: Path, progress: Progress) -> None:
     from titan_recipes.trainer.parallel.mesh import join_world
     from titan_recipes.trainer.train import Trainer
 
-    # Before the ranks join: tokenizing may take longer than any collective waits.
-    ensure_prepared(job)
+    # Before the ranks join: tokenizing may take longer than any collective waits. The first rank
+    # here works and shows its progress, the others wait for it.
+    with contextlib.redirect_stderr(console):
+        ensure_prepared(job)
     world = join_world(job, layout.root)
     trainer = Trainer(job, layout, world, RankEvents(layout, world.rank))
     progress.trainer = trainer

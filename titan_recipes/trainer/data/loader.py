@@ -20,9 +20,6 @@ from titan_recipes.trainer.data.order import SampleOrder
 from titan_recipes.trainer.data.prepare import ensure_prepared, training_sources
 from titan_recipes.trainer.data.shards import TokenShards
 
-IGNORE_INDEX = -100
-"""A label that the loss doesn't count."""
-
 
 # B batch, S sequence
 @dataclass(frozen=True, slots=True)
