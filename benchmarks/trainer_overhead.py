@@ -1,7 +1,7 @@
 """What the trainer costs over a bare PyTorch loop: tokens/s of llama3_debug on one CPU rank.
 
-Both train the same model from the same weights with the same batches, optimizer, clipping and bf16
-autocast, in one process, in interleaved pairs of stretches; the order within a pair alternates, so
+Both train the same model from the same weights with the same batches, optimizer and clipping, in
+float32 as the recipe says, in one process, in interleaved pairs of stretches; the order within a pair alternates, so
 that a machine that slows down slows both. The trainer's stretch includes all it does in a run:
 data from shards, gradient norm, metrics files, TensorBoard, stop file. The last line is JSON.
 
@@ -61,8 +61,7 @@ def bare_loop(job: Job) -> Callable[[int], None]:
         for _ in range(steps):
             for _ in range(job.derived.gradient_accumulation_steps):
                 batch = data.next_batch()
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    logits = model(batch.tokens_BS)
+                logits = model(batch.tokens_BS)
                 loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.labels_BS.flatten())
                 (loss / job.derived.gradient_accumulation_steps).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), job.training.max_norm)

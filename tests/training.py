@@ -64,7 +64,7 @@ def train_here(directory: Path, job: Job) -> None:
     from titan_recipes.trainer.__main__ import Progress, run_rank
 
     write_job(directory, job)
-    (directory / "logs").mkdir()
+    (directory / "logs").mkdir(exist_ok=True)
     run_rank(RunLayout(directory), directory / "job.toml", Progress(), sys.stdout)
 
 

@@ -63,7 +63,7 @@ class Progress:
 
     def step(self) -> int:
         """The step under way; -1 before training."""
-        return getattr(self.trainer, "step", -1)
+        return getattr(self.trainer, "step", 0) or -1
 
 
 def die_with_parent() -> None:
@@ -119,16 +119,25 @@ def record_failure(
 ) -> None:
     """Write exit.json, unless another rank's failure came first."""
     text = "".join(traceback.format_exception(error))
-    print(text, file=sys.stderr, flush=True)
     path = layout.exit(attempt)
     if is_peer_loss(error):
         deadline = time.monotonic() + PEER_GRACE_SECONDS
         while time.monotonic() < deadline and not path.exists():
             time.sleep(0.1)
     code = error.exit_code if isinstance(error, TitanRecipesError) else EXIT_RETRY
+    # The disk may be what failed; the exit code says it then.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+        write_exit(path, RankExit(code, rank, cause_of(error), text, step))
+
+
+def cause_of(error: BaseException) -> str:
+    """An error in one line; of a DataLoader worker's, the line that the worker raised."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if "Original Traceback" in str(error):
+        return lines[-1].partition(": ")[2] or lines[-1]
     name = "" if isinstance(error, TitanRecipesError) else f"{type(error).__name__}: "
-    cause = name + "; ".join(line.strip() for line in str(error).strip().splitlines())
-    write_exit(path, RankExit(code, rank, cause, text, step))
+    return name + "; ".join(lines)
 
 
 def is_peer_loss(error: BaseException) -> bool:

@@ -78,8 +78,7 @@ def global_grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
                 if isinstance(placement, Shard)
             )
             grad = grad.to_local()
-        dtype = torch.float64 if grad.device.type == "cpu" else torch.float32
-        by_axes[groups].append(torch.linalg.vector_norm(grad, dtype=dtype).square())
+        by_axes[groups].append(_squared_norm(grad))
     total: Tensor | None = None
     for groups, squares in by_axes.items():
         part = torch.stack(squares).sum()
@@ -88,6 +87,19 @@ def global_grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
         total = part if total is None else total + part
     assert total is not None, "no parameter has a gradient"
     return total.sqrt().float()
+
+
+@torch.no_grad()
+def local_grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The 2-norm over this rank's own shards of the gradients, to find out where a fault is."""
+    grads = (p.grad for p in parameters if p.grad is not None)
+    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
+    return torch.stack([_squared_norm(grad) for grad in local]).sum().sqrt()
+
+
+def _squared_norm(grad: Tensor) -> Tensor:
+    dtype = torch.float64 if grad.device.type == "cpu" else torch.float32
+    return torch.linalg.vector_norm(grad, dtype=dtype).square()
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ from titan_recipes.trainer.optimizer import (
     build_optimizer,
     clip_grads,
     global_grad_norm,
+    local_grad_norm,
     lr_factor,
     set_lr,
 )
@@ -111,6 +112,8 @@ class Trainer:
             model = Decoder(job.model, seq_len).to(dtype)
         parallelize(model, job, self.world)
         model.to_empty(device=self.world.device)
+        model.tie()
+        assert sum(p.numel() for p in model.parameters()) == job.derived.num_params
         # The rotary table stays float32 whatever the parameters are.
         model.rope_SH = model.rope_SH.float()
         init_weights(model, job.debug.seed)
@@ -121,9 +124,12 @@ class Trainer:
         if self.world.device.type != "cuda":
             return None
         name = torch.cuda.get_device_name(self.world.device)
+        if self.job.training.mixed_precision_param != "bfloat16":
+            self.say("compute is not in bf16, which the GPU's peak is known for: no MFU")
+            return None
         peak = peak_tflops(name)
         if peak is None:
-            self.say(f"no peak is known for {name!r}: MFU is not reported")
+            self.say(f"no peak is known for {name!r}: no MFU")
         return peak
 
     def say(self, line: str) -> None:
@@ -138,7 +144,9 @@ class Trainer:
         accumulation = derived.gradient_accumulation_steps
         ranks = f"{derived.world_size} x {self.world.device.type}"
         mesh = f"dp_shard {derived.dp_shard}" if self.world.mesh is not None else "one process"
-        state_gib = derived.num_params * 16 / derived.dp_shard / 2**30
+        # Parameter, gradient and two moments, all of the parameters' type.
+        state_bytes = 4 * DTYPES[job.training.dtype].itemsize * derived.num_params
+        state_gib = state_bytes / derived.dp_shard / 2**30
         self.say(f"{job.recipe_id}, plan {job.origin.plan}: {ranks}, {mesh}")
         self.say(
             f"parameters {derived.num_params:,}; with gradients and optimizer state "
@@ -158,6 +166,7 @@ class Trainer:
         self.resume()
         if job.checkpoint.create_seed_checkpoint:
             self.save()
+            self.close()
             return
         if self.step >= job.training.steps:
             self.say(f"step {self.step} of {job.training.steps}: nothing left to train")
@@ -177,7 +186,7 @@ class Trainer:
                     break
                 self.train_step()
                 if self.step == first_step and self.world.mesh is not None:
-                    tighten_timeouts(job.comm.train_timeout_seconds, self.world.mesh)
+                    tighten_timeouts(job.comm.train_timeout_seconds, self.world)
                 profile_step()
                 self.collect_garbage()
                 if job.validation.enable and self.is_due(job.validation.freq):
@@ -198,20 +207,20 @@ class Trainer:
         batches = [self.data.next_batch() for _ in range(derived.gradient_accumulation_steps)]
         num_tokens = self.count_tokens(batches)
 
-        loss = torch.zeros((), device=self.world.device)
+        local_loss = torch.zeros((), device=self.world.device)
         for batch in batches:
-            loss += self.forward_backward_step(batch, num_tokens)
+            local_loss += self.forward_backward_step(batch, num_tokens)
         grad_norm = global_grad_norm(self.parameters)
-        if finite := math.isfinite(grad_norm.item()):
+        loss, norm = torch.stack([self.sum_over_ranks(local_loss), grad_norm]).tolist()
+        if finite := math.isfinite(loss) and math.isfinite(norm):
             if job.training.max_norm > 0:
                 clip_grads(self.parameters, grad_norm, job.training.max_norm)
             self.optimizer.step()
-        self.optimizer.zero_grad()
-
-        self.timer.add_tokens(derived.tokens_per_step)
+            self.timer.add_tokens(derived.tokens_per_step)
         if self.is_due(job.metrics.log_freq) or self.step == 1 or not finite:
-            self.log(self.sum_over_ranks(loss), grad_norm.item(), lr)
-        self.check_finite(finite, loss)
+            self.log(loss, norm, lr)
+        self.check_finite(finite, local_loss)
+        self.optimizer.zero_grad()
 
     def forward_backward_step(self, batch: Batch, num_tokens: Tensor) -> Tensor:
         """Forward and backward of one pass; returns this rank's share of the step's mean loss."""
@@ -254,31 +263,40 @@ class Trainer:
         )
         self.events.write("step", step=self.step, loss=loss, grad_norm=grad_norm)
 
-    def sum_over_ranks(self, value: Tensor) -> float:
-        """The sum of a scalar over the data-parallel ranks."""
-        total = value.detach().clone()
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """The sum of a scalar over the data-parallel ranks, on the device."""
+        total = value.clone()
         if self.world.dp_mesh is not None:
             dist.all_reduce(total, group=self.world.dp_mesh.get_group())
-        return total.item()
+        return total
 
-    def check_finite(self, finite: bool, loss: Tensor) -> None:
+    def check_finite(self, finite: bool, local_loss: Tensor) -> None:
         """Count skipped steps. Raises NumericsError after MAX_SKIPPED_STEPS in a row."""
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if finite:
             return
-        losses = [loss.item()]
-        if self.world.mesh is not None:
-            gathered: list[Any] = [None] * self.world.size
-            dist.all_gather_object(gathered, loss.item(), group=self.world.host_group)
-            losses = gathered
-        bad = [str(rank) for rank, value in enumerate(losses) if not math.isfinite(value)]
-        where = f"loss not finite on rank {', '.join(bad)}" if bad else "gradient norm not finite"
+        where = self.find_faulty(local_loss)
         self.say(f"step {self.step}: {where}; the update is skipped")
         if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
+            if self.checkpointer is not None:
+                self.checkpointer.close()
             raise NumericsError(
                 f"step {self.step}: {where}, {self.skipped_in_a_row} steps in a row; lower "
                 "optimizer.lr or resume from an earlier checkpoint (checkpoint.load_step)"
             )
+
+    def find_faulty(self, local_loss: Tensor) -> str:
+        """What is not finite, and on which ranks: their loss, else their share of the gradients."""
+        norm = local_grad_norm(self.parameters).item()
+        own = (math.isfinite(local_loss.item()), math.isfinite(norm))
+        every: list[Any] = [own]
+        if self.world.mesh is not None:
+            every = [None] * self.world.size
+            dist.all_gather_object(every, own, group=self.world.host_group)
+        for index, what in enumerate(("loss", "gradient")):
+            if bad := [str(rank) for rank, finite in enumerate(every) if not finite[index]]:
+                return f"{what} not finite on rank {', '.join(bad)}"
+        return "gradient norm not finite: its squares overflow"
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -298,11 +316,11 @@ class Trainer:
 
     def collect_garbage(self) -> None:
         """Collect at the same step on all ranks, so that no rank makes the others wait."""
+        if not self.is_due(self.job.training.gc_freq):
+            return
+        found = gc.collect(2 if self.job.training.gc_debug else 1)
         if self.job.training.gc_debug:
-            if self.is_due(self.job.training.gc_freq):
-                self.say(f"gc: {gc.collect()} objects in reference cycles")
-        elif self.is_due(self.job.training.gc_freq):
-            gc.collect(1)
+            self.say(f"gc: {found} objects in reference cycles")
 
     def is_due(self, every: int) -> bool:
         """Whether something done each `every` steps, and at the last, is due now."""
@@ -339,36 +357,52 @@ class Trainer:
 
     def resume(self) -> None:
         """Load the newest valid checkpoint, if there is one, and go on from its step."""
-        loaded = None
+        loaded = 0
         if self.checkpointer is not None:
+            # Asking a fresh optimizer for its state makes it take a step with zero gradients.
             state = self.state()
-            excluded = self.job.checkpoint.exclude_from_loading
-            loaded = self.checkpointer.load(state)
-            if loaded is not None and loaded > 0:
-                if "optimizer" not in excluded:
-                    set_optimizer_state_dict(
-                        self.model, self.optimizer, state["optimizer"], options=_FLAT
-                    )
-                if "dataloader" not in excluded:
-                    self.data.load_state_dict(state["dataloader"])
-                self.step = loaded
-                self.schedule_step = state["lr_scheduler"]["step"]
-                self.skipped_in_a_row = state["progress"]["skipped_in_a_row"]
-                torch.set_rng_state(state["rng"]["cpu"])
-                if "cuda" in state["rng"] and self.world.device.type == "cuda":
-                    torch.cuda.set_rng_state(state["rng"]["cuda"])
-                self.say(f"resumed after step {loaded}")
+            loaded = self.checkpointer.load(state) or 0
+            self.restore(state, loaded)
         self.metrics.truncate_after(self.step)
+
+    def restore(self, state: dict[str, Any], loaded: int) -> None:
+        """Take over a loaded state, weights excepted, which were loaded in place.
+
+        loaded: the step it is of; 0 = nothing but weights, if that.
+        """
+        excluded = self.job.checkpoint.exclude_from_loading
+        if loaded == 0 or "optimizer" in excluded:
+            self.optimizer.state.clear()
+        else:
+            options = [dict(group) for group in self.optimizer.param_groups]
+            set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=_FLAT)
+            for group, own in zip(self.optimizer.param_groups, options, strict=True):
+                group.update({key: own[key] for key in own if key != "params"})
+        if loaded == 0:
+            return
+        if "dataloader" not in excluded:
+            self.data.load_state_dict(state["dataloader"])
+        self.step = loaded
+        self.schedule_step = state["lr_scheduler"]["step"]
+        self.skipped_in_a_row = state["progress"]["skipped_in_a_row"]
+        torch.set_rng_state(state["rng"]["cpu"])
+        if "cuda" in state["rng"] and self.world.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng"]["cuda"])
+        self.say(f"resumed after step {loaded}")
 
     def finish(self) -> None:
         """Save the last checkpoint; leave word if there is more to train."""
         done = self.step >= self.job.training.steps
         self.save(model_only=done and self.job.checkpoint.last_save_model_only)
-        if self.checkpointer is not None:
-            self.checkpointer.close()
         if not done:
             self.say(f"stopped after step {self.step} of {self.job.training.steps}")
             if self.world.rank == 0:
                 self.layout.requeue.touch()
+        self.close()
+
+    def close(self) -> None:
+        """Finish the save under way and write out what is buffered."""
+        if self.checkpointer is not None:
+            self.checkpointer.close()
         self.metrics.close()
         gc.enable()

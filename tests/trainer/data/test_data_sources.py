@@ -72,7 +72,7 @@ def test_source_unknown_name_is_config_error(name: str, cure: str) -> None:
         ("c4_test", "", "c4_test's file is not part of titan-recipes; get tests/assets/c4_test"),
         ("text", "/none/x.jsonl", "/none/x.jsonl does not exist"),
         ("text", "/none/*.jsonl", "no file matches /none/*.jsonl"),
-        ("stdlib", "/none", "stdlib is Python's own library"),
+        ("stdlib", "asynch", "name a package of the library"),
     ],
 )
 def test_source_without_usable_path_is_config_error(dataset: str, path: str, message: str) -> None:

@@ -6,6 +6,7 @@
         .metadata                DCP's index of tensors in shards
         manifest.json            step, versions, world size; size and sha256 of each file above
       .step-00000020.saving/     a save under way, or one that was cut off; never loaded
+      abandoned-step-00000030/   past the step that training went back to; never loaded by itself
 
 A directory is believed only as far as its manifest goes: a missing, torn, altered or unknown file
 makes the whole checkpoint bad, and the one before is taken.
@@ -218,10 +219,25 @@ def remove_leftovers(folder: Path) -> list[str]:
     return [path.name for path in leftovers]
 
 
+def set_aside(folder: Path, step: int) -> list[str]:
+    """Rename what lies past the step that training goes on from; returns the old names.
+
+    Those are damaged, or of a branch that a person went back from: they may not count as newest
+    again, nor push out good ones, and are not ours to delete.
+    """
+    left = [stored.path for stored in list_checkpoints(folder) if stored.step > step]
+    for path in left:
+        target = path.with_name(f"abandoned-{path.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        path.rename(target)
+    return [path.name for path in left]
+
+
 def keep_newest(folder: Path, count: int) -> list[int]:
     """Remove all but the newest checkpoints after a commit; returns the removed steps.
 
-    count: how many stay; 0 = all. The newest was committed just now, so a good one always stays.
+    count: how many stay; 0 = all. The newest was committed just now (see `set_aside`), so a good
+    one always stays.
     """
     if count == 0:
         return []

@@ -114,7 +114,7 @@ class Checkpointer:
                 raise _save_error(step, error) from error
             self._held = (step, model_only)
             return
-        self._stager = self._stager or _make_stager(self.config.async_mode)
+        self._stager = self._stager or _make_stager()
         future = dcp.async_save(
             content, storage_writer=writer, process_group=self.group, async_stager=self._stager
         )
@@ -176,6 +176,9 @@ class Checkpointer:
         if chosen is not None:
             self._read(chosen, state, model_only=False)
             self._held = (chosen.step, False)
+            if not self.config.load_only:
+                for name in self._on_rank_0(lambda: commit.set_aside(self.folder, chosen.step)):
+                    self._log(f"checkpoint: {name} is past step {chosen.step}; set aside")
             return chosen.step
         if not self.config.initial_load_path:
             return None
@@ -303,15 +306,14 @@ class Checkpointer:
         return [item for rank_items in gathered for item in rank_items]
 
 
-def _make_stager(async_mode: str) -> DefaultStager:
+def _make_stager() -> DefaultStager:
     """Copies the state to host memory before `save` returns; its buffers serve every save."""
-    pinned = async_mode == "async_with_pinned_mem"
     return DefaultStager(
         StagingOptions(
-            use_pinned_memory=pinned,
+            use_pinned_memory=False,
             use_shared_memory=False,
             use_async_staging=False,
-            use_non_blocking_copy=pinned,
+            use_non_blocking_copy=False,
         )
     )
 

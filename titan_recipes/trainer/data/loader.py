@@ -80,6 +80,8 @@ def _batches(
         batch_size=None,
         sampler=starts,
         num_workers=options.num_workers,
+        # A generator of its own: the default draws a seed from torch's global one at each start.
+        generator=torch.Generator(),
         pin_memory=options.pin_memory and torch.accelerator.is_available(),
         **workers,
     )

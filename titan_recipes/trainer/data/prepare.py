@@ -138,19 +138,20 @@ def _locked(path: Path) -> Generator[None]:
     """Hold the lock file; the kernel lets it go when the process ends, however it ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another process to tokenize {path.stem}", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process to tokenize {path.stem}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         got = f"{path.parent} can't be used for token shards: {error}"
         problem = Problem(
             "train.toml", "data.cache_dir", got, "set it to a place with room and locks"
         )
         raise ConfigError([problem]) from error
+    with file:
+        yield
 
 
 def _groups(source: Source) -> list[tuple[documents.Chunk, ...]]:

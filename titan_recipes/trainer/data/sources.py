@@ -44,7 +44,8 @@ _NOT_STDLIB_PREFIXES = ("config-", "_sysconfigdata")
 class Place:
     """Where a dataset is asked for.
 
-    key: the configuration key that says so, for messages. path: "" = the dataset's own place;
+    key: the configuration key that says so, for messages. path: "" = the dataset's own place; for
+    "stdlib" a package of the library;
     relative ones start at the bundle if they exist there, else at the working directory.
     """
 
@@ -147,14 +148,13 @@ def _held_out(file: TextFile) -> bool:
 
 
 def _stdlib(place: Place) -> list[TextFile]:
-    if place.path:
-        raise place.error(f"{place.path!r}: stdlib is Python's own library", 'leave it ""')
-    files = [file for file in stdlib_files() if _held_out(file) == place.validation]
+    part = place.path.rstrip("/")
+    wanted = [f for f in stdlib_files() if not part or f"{f.name}/".startswith(f"{part}/")]
+    files = [file for file in wanted if _held_out(file) == place.validation]
     if not files:
-        root = sysconfig.get_path("stdlib")
-        raise place.error(
-            f"no Python sources in {root}", 'use dataset = "text" with files of yours'
-        )
+        root = Path(sysconfig.get_path("stdlib"), part)
+        cure = 'name a package of the library ("asyncio"), or leave it "" for all'
+        raise place.error(f"no {'held-out ' * place.validation}Python sources in {root}", cure)
     return files
 
 

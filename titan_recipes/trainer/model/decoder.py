@@ -86,10 +86,14 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleDict({str(i): Block(sizes) for i in range(sizes.n_layers)})
         self.norm = nn.RMSNorm(sizes.dim, eps=sizes.norm_eps)
         self.output = nn.Linear(sizes.dim, sizes.vocab_size, bias=False)
-        if sizes.tie_embeddings:
-            self.output.weight = self.tok_embeddings.weight
+        self.tie()
         table_SH = torch.empty(seq_len, sizes.head_dim)
         self.register_buffer("rope_SH", table_SH, persistent=False)
+
+    def tie(self) -> None:
+        """Make output and embedding one parameter, where they are; `to_empty` takes them apart."""
+        if self.sizes.tie_embeddings:
+            self.output.weight = self.tok_embeddings.weight
 
     def init_buffers(self) -> None:
         """Fill the rotary table on the buffer's own device; the weights are `model.init`'s."""

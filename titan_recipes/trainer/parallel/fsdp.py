@@ -25,7 +25,10 @@ def apply_fsdp(
     them again for backward; "never" keeps them, which saves half the gathers for their memory. The
     last group, needed first in backward, is kept unless "always".
     """
-    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype)
+    # Inputs keep their types: the rotary table stays float32, hidden states are param_dtype anyway.
+    policy = MixedPrecisionPolicy(
+        param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+    )
     reshard = reshard_after_forward != "never"
     for block in model.layers.values():
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)

@@ -77,7 +77,7 @@ def join_world(job: Job, run_directory: Path) -> World:
     device_id = device if device.type == "cuda" else None
     dist.init_process_group(backend, timeout=timeout, device_id=device_id)
     mesh = init_device_mesh(device.type, mesh_shape(derived), mesh_dim_names=("dp_shard",))
-    host_group = dist.new_group(backend="gloo")
+    host_group = dist.new_group(backend="gloo", timeout=timeout)
     assert not isinstance(host_group, int), "every rank is in the host group"
     return World(rank, local_rank, size, device, mesh, host_group)
 
@@ -96,9 +96,10 @@ def trace_collectives(job: Job, run_directory: Path) -> None:
     os.environ["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] = str(folder / job.comm.save_traces_file_prefix)
 
 
-def tighten_timeouts(seconds: int, mesh: DeviceMesh) -> None:
+def tighten_timeouts(seconds: int, world: World) -> None:
     """Shorten the longest wait for a collective, once the slow first step is done."""
+    assert world.mesh is not None
     dist.barrier()
-    groups = [dist.group.WORLD, *mesh.get_all_groups()]
+    groups = [dist.group.WORLD, world.host_group, *world.mesh.get_all_groups()]
     for group in groups:
         torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
