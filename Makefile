@@ -26,8 +26,8 @@ tests: .venv/.installed
 	$(BIN)/pytest
 
 bench: .venv/.installed
-	$(BIN)/python benchmarks/launcher_speed.py
-	$(BIN)/python benchmarks/trainer_overhead.py
+	$(BIN)/python benchmarks/launcher_speed.py --write benchmarks/results/launcher_speed.json
+	$(BIN)/python benchmarks/trainer_overhead.py --write benchmarks/results/trainer_overhead.json
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -7,15 +7,13 @@ dry run within 5x. The last line is JSON.
     python benchmarks/launcher_speed.py [--rounds 9]
 """
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+from report import argument_parser, finish
 
 COMMANDS = {
     "imports": [sys.executable, "-c", "import click, pydantic, jinja2"],
@@ -34,12 +32,12 @@ def seconds(command: list[str], directory: str) -> float:
 
 def main() -> None:
     """Measure, print a table and, last, one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="times each command is run")
-    rounds = parser.parse_args().rounds
+    arguments = parser.parse_args()
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as directory:
-        for round_number in range(rounds + 1):
+        for round_number in range(arguments.rounds + 1):
             for name, command in COMMANDS.items():
                 taken = seconds(command, directory)
                 # The first round fills the disk cache and writes the bytecode.
@@ -54,19 +52,12 @@ def main() -> None:
     print(f"{'imports':<10}{medians['imports']:>10.3f}")
     for name, aim in AIMS.items():
         print(f"{name:<10}{medians[name]:>10.3f}{ratios[name]:>8.2f}{aim:>6.1f}")
-    print(
-        json.dumps(
-            {
-                "benchmark": "launcher_speed",
-                "seconds": {name: round(value, 4) for name, value in medians.items()},
-                "ratios": {name: round(value, 3) for name, value in ratios.items()},
-                "rounds": rounds,
-                "python": platform.python_version(),
-                "machine": platform.machine(),
-                "cores": os.cpu_count(),
-            }
-        )
-    )
+    figures = {
+        "seconds": {name: round(value, 4) for name, value in medians.items()},
+        "ratios": {name: round(value, 3) for name, value in ratios.items()},
+        "rounds": arguments.rounds,
+    }
+    finish("launcher_speed", figures, arguments.write)
 
 
 if __name__ == "__main__":

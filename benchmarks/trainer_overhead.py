@@ -1,17 +1,16 @@
 """What the trainer costs over a bare PyTorch loop: tokens/s of llama3_debug on one CPU rank.
 
 Both train the same model from the same weights with the same batches, optimizer and clipping, in
-float32 as the recipe says, in one process, in interleaved pairs of stretches; the order within a pair alternates, so
-that a machine that slows down slows both. The trainer's stretch includes all it does in a run:
-data from shards, gradient norm, metrics files, TensorBoard, stop file. The last line is JSON.
+float32 as the recipe says, in one process, in interleaved pairs of stretches; the order within a
+pair alternates, so that a machine that slows down slows both. The trainer's stretch includes all it
+does in a run: data from shards, gradient norm, metrics files, TensorBoard, stop file. The last line
+is JSON.
 
     python benchmarks/trainer_overhead.py [--pairs 9] [--steps 4]
 """
 
-import argparse
-import json
+import contextlib
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch.nn.functional as F
+from report import argument_parser, finish
 
 from titan_recipes.bundle.find import find_bundle
 from titan_recipes.config.job import Job
@@ -89,13 +89,14 @@ def our_loop(job: Job, directory: Path) -> Callable[[int], None]:
 def timed(train: Callable[[int], None], steps: int) -> float:
     """Seconds that `steps` steps take."""
     start = time.perf_counter()
-    train(steps)
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        train(steps)
     return time.perf_counter() - start
 
 
 def main() -> None:
     """Measure, print a table and, last, one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=9, help="interleaved pairs (at least 7)")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps in each stretch")
     arguments = parser.parse_args()
@@ -106,27 +107,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         loops = {"bare": bare_loop(job), "ours": our_loop(job, Path(directory) / "run")}
         for train in loops.values():
-            train(2)
+            timed(train, 2)
         rates: dict[str, list[float]] = {"bare": [], "ours": []}
         for pair in range(arguments.pairs):
             for name in ("bare", "ours") if pair % 2 else ("ours", "bare"):
                 rates[name].append(tokens / timed(loops[name], arguments.steps))
             print(f"pair {pair + 1}: bare {rates['bare'][-1]:,.0f}  ours {rates['ours'][-1]:,.0f}")
     ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["bare"], strict=True))
-    print(
-        json.dumps(
-            {
-                "benchmark": "trainer_overhead",
-                "ratio": round(ratio, 4),
-                "ours_tokens_per_second": round(statistics.median(rates["ours"]), 1),
-                "bare_tokens_per_second": round(statistics.median(rates["bare"]), 1),
-                "pairs": arguments.pairs,
-                "torch": torch.__version__,
-                "machine": platform.machine(),
-                "cores": os.cpu_count(),
-            }
-        )
-    )
+    figures = {
+        "ratio": round(ratio, 4),
+        "ours_tokens_per_second": round(statistics.median(rates["ours"]), 1),
+        "bare_tokens_per_second": round(statistics.median(rates["bare"]), 1),
+        "pairs": arguments.pairs,
+        "torch": torch.__version__,
+    }
+    finish("trainer_overhead", figures, arguments.write)
 
 
 if __name__ == "__main__":

@@ -27,14 +27,15 @@ EPOCH = datetime(2025, 11, 21, 9, 0, tzinfo=UTC)
 
 
 def debug_job(*overrides: str) -> Job:
-    """llama3_debug on two CPU ranks."""
+    """llama3_debug on two CPU ranks, 4 sequences of 512 tokens a step."""
     bundle = find_bundle("llama3_debug")
+    batch = ("local_batch_size=2", "global_batch_size=4", "seq_len=512")
     return resolve(
         bundle.layers("cpu2"),
         digest=bundle.digest(),
         bundle="",
         plan="cpu2",
-        overrides=["plan.gpu='cpu'", *overrides],
+        overrides=["plan.gpu='cpu'", *(f"training.{one}" for one in batch), *overrides],
     ).job
 
 

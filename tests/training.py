@@ -65,7 +65,7 @@ def train_here(directory: Path, job: Job) -> None:
 
     write_job(directory, job)
     (directory / "logs").mkdir(exist_ok=True)
-    run_rank(RunLayout(directory), directory / "job.toml", Progress(), sys.stdout)
+    run_rank(RunLayout(directory), job, Progress(), sys.stdout)
 
 
 def rows(directory: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

@@ -113,3 +113,33 @@ def test_list_when_places_are_the_same_directory_lists_it_once(
     assert message("x@2.0.0") == (
         'recipe "x" has no version 2.0.0; versions there: 1.0.0 (recipes/x)'
     )
+
+
+def test_list_when_a_recipe_cannot_be_looked_into_lists_it_as_broken(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Root may look into any directory, so the refusal is made here.
+    closed = make(workplace / "recipes" / "closed") / "recipe.toml"
+    is_file, read_bytes = Path.is_file, Path.read_bytes
+
+    def refuse(path: Path, call):
+        if path.absolute() == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return call(path)
+
+    monkeypatch.setattr(Path, "is_file", lambda path: refuse(path, is_file))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: refuse(path, read_bytes))
+    listed = {entry.bundle.name: entry for entry in list_bundles()}
+    assert listed["closed"].broken == "recipes/closed/recipe.toml: can't be read: Permission denied"
+    assert listed["llama3_8b"].broken == ""
+
+
+def test_find_when_paths_are_hopeless_says_so(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    (workplace / "recipes").symlink_to("recipes")
+    monkeypatch.setenv("TITAN_RECIPES_PATH", "~no such user")
+    assert len(list_bundles()) == 6
+    assert message("a" * 300).startswith(f'no recipe "{"a" * 300}" in recipes, ~no such user, ')
+    assert message("./" + "a" * 300).endswith(
+        "no such directory; give a recipe's name or its directory"
+    )
+    assert message("~no such user/x").startswith("~no such user/x: no such directory")

@@ -8,7 +8,7 @@ import pytest
 from titan_recipes.bundle import fork as forks
 from titan_recipes.bundle.bundle import Bundle
 from titan_recipes.bundle.find import find_bundle
-from titan_recipes.errors import BundleError
+from titan_recipes.errors import BundleError, ConfigError
 
 
 def edit(bundle: Bundle, file: str, old: str, new: str) -> None:
@@ -148,3 +148,37 @@ def test_diff_when_the_kept_origin_was_edited_refuses_it(tiny: Bundle):
         "recipes/mine/.origin/files: not the origin as it was forked; "
         "fork the origin again and copy your changes over"
     )
+
+
+@pytest.mark.parametrize("text", ["recipe = 3\n", "[[recipe]]\nname = 'tiny'\n"])
+def test_fork_when_recipe_is_no_table_says_so(tiny: Bundle, workplace: Path, text: str):
+    (tiny.path / "recipe.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        forks.fork(tiny, "mine")
+    assert str(caught.value) == (
+        "recipes/tiny/recipe.toml: recipe: not a table; write it as [recipe]"
+    )
+    assert [path.name for path in (workplace / "recipes").iterdir()] == ["tiny"]
+
+
+def test_fork_when_target_has_no_home_or_no_room_says_so(tiny: Bundle, workplace: Path):
+    with pytest.raises(BundleError) as caught:
+        forks.fork(tiny, "~no such user/x")
+    assert str(caught.value) == "~no such user/x: no such home directory; write the path in full"
+    with pytest.raises(BundleError, match="can't be written: File name too long"):
+        forks.fork(tiny, "a" * 300)
+    (workplace / "recipes" / "link").symlink_to("link")
+    with pytest.raises(BundleError, match="link exists; choose another name"):
+        forks.fork(tiny, "link")
+
+
+def test_upgrade_when_origin_removed_rope_scaling_removes_it(tiny: Bundle):
+    with (tiny.path / "model.toml").open("a") as file:
+        file.write("\n[model.rope_scaling]\nfactor = 32.0\n")
+    made = forks.fork(tiny, "mine")
+    assert made.resolve().job.model.rope_scaling is not None
+    edit(made, "model.toml", "n_layers = 6", "n_layers = 4")
+    edit(tiny, "model.toml", "\n[model.rope_scaling]\nfactor = 32.0\n", "")
+    assert forks.upgrade(made).written
+    model = made.resolve().job.model
+    assert (model.n_layers, model.rope_scaling) == (4, None)

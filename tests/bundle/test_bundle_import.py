@@ -355,3 +355,17 @@ def test_translation_tables_name_keys_that_exist_and_do_not_overlap():
     assert [new for new in OLD_KEYS.values() if new not in known] == []
     assert [old for old in (*OLD_KEYS, *DROPPED) if old in known] == []
     assert set(OLD_KEYS) & set(DROPPED) == set()
+
+
+def test_import_when_a_section_is_empty_leaves_it_out(tmp_path: Path):
+    file = tmp_path / "a.toml"
+    file.write_text("[experimental]\n[training]\nsteps = 5\n[comm]\n")
+    rows = import_torchtitan(file, tmp_path)[1]
+    assert [row.key for row in rows if row.fate != "added"] == ["training.steps"]
+
+
+def test_import_when_a_path_is_too_long_to_exist_keeps_it(tmp_path: Path):
+    file = tmp_path / "a.toml"
+    file.write_text(f"[training]\ndataset_path = '{'a' * 5000}'\n")
+    rows = import_torchtitan(file, tmp_path)[1]
+    assert [row.fate for row in rows if row.key == "training.dataset_path"] == ["kept"]

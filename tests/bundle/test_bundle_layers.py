@@ -127,3 +127,15 @@ def test_layers_when_a_section_is_unknown_leaves_it_to_the_schema(tiny: Bundle):
 def test_plans_are_sorted_by_number(tiny: Bundle, write):
     write(tiny.path, {f"plans/h100x{n}.toml": "" for n in (128, 8, 64)})
     assert tiny.plans() == ["cpu1", "cpu2", "h100x8", "h100x64", "h100x128"]
+
+
+@pytest.mark.parametrize("name", ["_tiny", "ti ny", "t\u00efny"])
+def test_name_that_no_run_could_have_is_refused(tiny: Bundle, name: str):
+    edit(tiny, "recipe.toml", 'name = "tiny"', f'name = "{name}"')
+    renamed = Bundle(tiny.path.rename(tiny.path.with_name(name)))
+    with pytest.raises(ConfigError) as caught:
+        renamed.layers()
+    assert str(caught.value) == (
+        f'recipes/{name}/recipe.toml: recipe.name: got "{name}"; '
+        'use letters, digits, "_", "-", "."; a letter or digit first'
+    )

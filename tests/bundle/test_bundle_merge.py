@@ -1,5 +1,7 @@
 """Comparing and three-way merging of files."""
 
+import tomllib
+
 import pytest
 
 from titan_recipes.bundle.merge import changes, merge3, unified_diff
@@ -117,10 +119,81 @@ def test_merge_when_origin_dropped_a_key_drops_mine_unless_i_changed_it():
 
 
 def test_merge_when_my_table_became_a_value_says_so():
-    mine, theirs = b"training = 5\n", BASE.replace(b"3e-4", b"1e-4")
+    mine, theirs = b"new = 5\n" + BASE, BASE + b"[new.x]\ny = 1\n"
     with pytest.raises(ConfigError) as caught:
-        merge3({"a.toml": BASE}, {"a.toml": mine}, {"a.toml": theirs + b"[training.x]\ny = 1\n"})
-    assert str(caught.value) == 'a.toml: training.x.y: "training" is not a table; make it one'
+        merge3({"a.toml": BASE}, {"a.toml": mine}, {"a.toml": theirs})
+    assert str(caught.value) == 'a.toml: new.x.y: "new" is not a table; make it one'
+
+
+ROPE = b"[model]\ndim = 64\n\n[model.rope_scaling]\nfactor = 8.0\nlow_freq_factor = 1.0\n"
+NO_ROPE = b"[model]\ndim = 64\n"
+EMPTY_ROPE = b"[model]\ndim = 64\n\n[model.rope_scaling]\n"
+MINE = b"n_layers = 2\n"
+
+
+def mine_of(text: bytes) -> bytes:
+    return text.replace(b"dim = 64\n", b"dim = 64\n" + MINE)
+
+
+def test_changes_when_only_an_empty_table_differs_shows_it():
+    found = changes({"m.toml": NO_ROPE}, {"m.toml": EMPTY_ROPE})
+    assert [str(change) for change in found] == ["m.toml: model.rope_scaling: (none) -> {}"]
+
+
+@pytest.mark.parametrize(
+    ("base", "theirs"),
+    [
+        (ROPE, NO_ROPE),
+        (EMPTY_ROPE, NO_ROPE),
+        (NO_ROPE, EMPTY_ROPE),
+        (NO_ROPE, ROPE),
+        (ROPE, EMPTY_ROPE),
+        (EMPTY_ROPE, ROPE),
+    ],
+)
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_merge_when_a_table_comes_or_goes_ends_with_the_origins(base, theirs, bom):
+    merged = merge3({"m.toml": base}, {"m.toml": bom + mine_of(base)}, {"m.toml": theirs})
+    assert merged.conflicts == []
+    content = merged.files["m.toml"]
+    assert content is not None
+    assert tomllib.loads(content.decode()) == tomllib.loads(mine_of(theirs).decode())
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "line"),
+    [
+        (ROPE + b"high_freq_factor = 2.0\n", NO_ROPE, "mine a changed table, origin (none)"),
+        (ROPE.replace(b"8.0", b"4.0"), NO_ROPE, "mine a changed table, origin (none)"),
+        (NO_ROPE, ROPE + b"high_freq_factor = 2.0\n", "mine (none), origin a changed table"),
+    ],
+)
+def test_merge_when_one_removed_a_table_that_the_other_changed_conflicts(mine, theirs, line):
+    sides = ({"m.toml": ROPE}, {"m.toml": mine_of(mine)}, {"m.toml": theirs})
+    merged = merge3(*sides)
+    assert [str(c) for c in merged.conflicts] == [
+        f"m.toml: model.rope_scaling: {line} (was a table)"
+    ]
+    assert merge3(*sides, "mine").files == {}
+    taken = merge3(*sides, "origin").files["m.toml"]
+    assert taken is not None
+    assert tomllib.loads(taken.decode()) == tomllib.loads(mine_of(theirs).decode())
+
+
+def test_merge_when_a_value_is_nan_merges_the_rest():
+    base, theirs = b"a = nan\nb = 1\n", b"a = nan\nb = 2\n"
+    mine = b"c = 3\n" + base
+    merged = merge3({"a.toml": base}, {"a.toml": mine}, {"a.toml": theirs})
+    assert merged.files == {"a.toml": b"c = 3\n" + theirs}
+
+
+def test_diff_when_a_quoted_key_has_a_dot_says_so():
+    with pytest.raises(ConfigError) as caught:
+        changes({"a.toml": b'"x.y" = 1'}, {"a.toml": b""})
+    assert str(caught.value) == (
+        'a.toml: "x.y": a dot in a quoted key; no setting has such a name; '
+        "write a [table], or no quotes"
+    )
 
 
 def test_merge_when_my_file_is_broken_says_where():

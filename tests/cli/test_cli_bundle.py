@@ -200,7 +200,9 @@ def test_fork_diff_upgrade_by_hand(workplace: Path):
 
 
 def test_import_prints_each_key_and_the_next_step(workplace: Path):
-    (workplace / "debug.toml").write_text('[model]\nflavor = "8B"\n[parallelism]\nx = 1\n')
+    (workplace / "debug.toml").write_text(
+        '[model]\nflavor = "8B"\n[training]\ndataset = "c4"\n[parallelism]\nx = 1\n'
+    )
     result = run("import", "debug.toml")
     assert result.exit_code == 0
     assert "parallelism.x               unknown     left out; " in result.stdout
@@ -211,7 +213,9 @@ def test_import_prints_each_key_and_the_next_step(workplace: Path):
 
 
 def test_import_when_a_key_is_not_supported_yet_says_so(workplace: Path):
-    (workplace / "tp.toml").write_text("[parallelism]\ntensor_parallel_degree = 2\n")
+    (workplace / "tp.toml").write_text(
+        '[training]\ndataset = "c4"\n[parallelism]\ntensor_parallel_degree = 2\n'
+    )
     result = run("import", "tp.toml", "-o", "made")
     assert result.exit_code == 0
     assert result.stdout.endswith(
@@ -245,3 +249,46 @@ def test_checkpoint_verbs_run_the_trainers(verb: str, workplace: Path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == f"error: {workplace}: no checkpoints here\n"
+
+
+def test_render_writes_what_a_dry_run_prints_and_overwrites_nothing(workplace: Path):
+    arguments = ("llama3_debug", "--plan", "cpu1", "--set", "metrics.log_freq=7", "--name", "a")
+    result = run("render", *arguments, "-o", "made/here")
+    assert result.stdout == "wrote made/here/job.toml\nwrote made/here/component.py\n"
+    folder = workplace / "made" / "here"
+    files = {path.name: path.read_text() for path in folder.iterdir()}
+    assert sorted(files) == ["component.py", "job.toml"]
+    assert "\nlog_freq = 7\n" in files["job.toml"]
+    printed = "\n".join(f"# ---- {name}\n{files[name]}" for name in ("job.toml", "component.py"))
+    assert run("launch", *arguments, "--dry-run").stdout == f"{printed}\n"
+
+    (folder / "job.toml").unlink()
+    (folder / "component.py").write_text("mine")
+    result = run("render", *arguments, "-o", "made/here")
+    assert result.exit_code == 2
+    assert result.stderr == ("error: made/here: has component.py already; choose another folder\n")
+    assert [path.name for path in folder.iterdir()] == ["component.py"]
+    result = run("render", *arguments, "-o", "made/here/component.py")
+    assert result.stderr.startswith("error: made/here/component.py: can't be written: ")
+
+
+def test_render_takes_the_cluster_profile(workplace: Path):
+    (workplace / "c.toml").write_text('outputs = "/shared"\n[env]\nA = "b c"\n')
+    assert run("render", "llama3_debug", "--cluster", "./c.toml", "-o", "out").exit_code == 0
+    assert '[env]\nA = "b c"\n' in (workplace / "out" / "job.toml").read_text()
+    assert "/shared" in (workplace / "out" / "component.py").read_text()
+    result = run("render", "llama3_debug", "--scheduler", "slurm", "-o", "other")
+    assert result.exit_code == 2
+    assert not (workplace / "other").exists()
+
+
+def test_working_directory_that_is_gone_is_an_error(workplace: Path):
+    gone = workplace / "gone"
+    gone.mkdir()
+    code = (
+        "import os, titan_recipes.cli as c; os.chdir('gone'); os.rmdir('../gone'); c.main(['list'])"
+    )
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: the working directory is gone; cd to one that exists\n"

@@ -109,7 +109,7 @@ def test_cli_status_of_a_failed_run_has_the_cause_in_one_line_and_what_to_type(
     run = make_run(tmp_path, "bad", failed(1, final=False), failed(2, cause=cause), reached=7)
     path = commit_checkpoint(run.layout, 5)
     lines = call("status").output.splitlines()
-    assert f"state       failed: {cause}" in lines
+    assert f"state       FAILED: {cause}" in lines
     assert "attempt     2; 2 failed in a row without a new checkpoint, 3 are retried" in lines
     assert "step        7/20" in lines
     assert f"checkpoint  {path}" in lines
@@ -161,18 +161,18 @@ def test_cli_cancel_then_resume_follows_to_the_end(live: LiveRuns) -> None:
     assert result.exit_code == 0
     assert result.output.splitlines() == [
         "asked held to save a checkpoint and stop; --now kills it instead",
-        "held stopped at step 3/6, loss 2.667: asked to stop",
+        "held STOPPED at step 3/6, loss 2.667: asked to stop",
         "  titan-recipes resume held",
         "  titan-recipes report held",
     ]
     assert call("cancel", "held").output == (
-        "held is not running: it stopped at step 3/6, loss 2.667: asked to stop\n"
+        "held is not running: it STOPPED at step 3/6, loss 2.667: asked to stop\n"
     )
     result = call("resume", "--set", "training.steps=8")
     assert result.exit_code == 0
     lines = result.output.splitlines()
     assert lines[:2] == ["training from step 3", "step 4/8"]  # nothing of the first attempt
-    assert "held succeeded at step 8/8, loss 1" in lines
+    assert "held SUCCEEDED at step 8/8, loss 1" in lines
     assert run_status(run.layout).state is RunState.SUCCEEDED
 
 
@@ -188,11 +188,11 @@ def test_cli_resume_detached_returns_while_it_runs(live: LiveRuns) -> None:
     ]
     assert run_status(run.layout).state is RunState.RUNNING
     assert call("resume", "held").stderr == (
-        "error: held: is still running; stop it first: titan-recipes cancel held\n"
+        "error: held: is still RUNNING; stop it first: titan-recipes cancel held\n"
     )
     result = call("cancel", "--now")
     assert result.exit_code == 0
-    assert result.output.startswith("held stopped at step ")
+    assert result.output.startswith("held STOPPED at step ")
     assert wait_for_end(run).record.attempts[-1].outcome == "stopped"
 
 

@@ -19,7 +19,10 @@ LLAMA3_8B = {
         ffn_dim=14336, vocab_size=128256,
     )
 }  # fmt: skip
-TRAIN = {"training": {"seq_len": 8192, "steps": 1000}, "lr_scheduler": {"warmup_steps": 100}}
+TRAIN = {
+    "training": {"dataset": "c4", "seq_len": 8192, "steps": 1000},
+    "lr_scheduler": {"warmup_steps": 100},
+}
 PLAN = {"plan": {"gpu": "h100", "gpus_per_node": 8}, "training": {"local_batch_size": 1}}
 
 
@@ -67,7 +70,7 @@ def test_warmup_and_decay_longer_than_training_are_clipped_and_said() -> None:
 
 
 def test_job_survives_toml_and_its_argument_form() -> None:
-    job = resolved("training.dataset='a\"b\\\\c'", "model.rope_scaling={factor=32.0}").job
+    job = resolved("training.dataset_path='a\"b\\\\c'", "model.rope_scaling={factor=32.0}").job
     assert job_text.from_toml(job_text.to_toml(job), "t") == job
     assert job_text.decode(job_text.encode(job)) == job
     with pytest.raises(ConfigError, match="not an encoded job"):
@@ -79,11 +82,19 @@ def test_override_that_is_not_toml_is_text_where_the_key_holds_text() -> None:
     assert (made.training.dataset, made.optimizer.name) == ("c4", "Adam")
 
 
-def test_with_overrides_derives_anew_and_refuses_what_may_not_change() -> None:
-    longer = with_overrides(resolved().job, ["training.steps=2000"], allow=["training.steps"])
+def test_with_overrides_derives_anew() -> None:
+    longer = with_overrides(resolved().job, ["training.steps=2000"])
     assert longer.derived.schedule_steps == 2000
-    with pytest.raises(ConfigError, match=r"optimizer\.lr: can't change here"):
-        with_overrides(resolved().job, ["optimizer.lr=1.0"], allow=["training.steps"])
+
+
+def test_identity_of_a_recipe_cannot_be_set_but_its_needs_can() -> None:
+    got = "can't be set for one run: it says what the recipe is; fork the recipe and edit"
+    assert problems("recipe.version='9.9.9'", "expect={source='measured'}") == [
+        f"--set: recipe.version: {got} recipe.toml",
+        f"--set: expect: {got} the plan",
+    ]
+    job = resolved("assets.tokenizer=t.model", "plan.gpus_per_node=4", "model.dim=2048").job
+    assert (job.assets.tokenizer, job.plan.gpus_per_node, job.model.dim) == ("t.model", 4, 2048)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +115,17 @@ def test_with_overrides_derives_anew_and_refuses_what_may_not_change() -> None:
             "no place here; `titan-recipes import FILE` translates it",
         ),
         ("training.steps", "--set training.steps: no key=value; write section.key=value"),
+        (
+            "training.steps=5\nfoo=3",
+            "--set training.steps=5\nfoo=3: training.steps: '5\\nfoo=3' is more than one value; "
+            "write a --set for each key",
+        ),
+        (
+            "training.steps=" + "9" * 25,
+            f"--set training.steps={'9' * 25}: training.steps: '{'9' * 25}' is not a TOML value "
+            "(an integer of more than 64 bits)",
+        ),
+        ("training.dataset=\udcff", "'--set training.dataset=\\udcff': not UTF-8"),
         ("training.steps=-3", "--set: training.steps: got -3; must be >= 1"),
         ("training.steps='9'", '--set: training.steps: got "9"; must be an integer'),
         ("training.steps=4.5", "--set: training.steps: got 4.5; must be an integer"),
@@ -113,6 +135,16 @@ def test_with_overrides_derives_anew_and_refuses_what_may_not_change() -> None:
             "optimizer.name='SGD'",
             "--set: optimizer.name: got \"SGD\"; use 'Adam' or 'AdamW'",
         ),
+        (
+            "training.dataset='stdlb'",
+            '--set: training.dataset: no dataset "stdlb"; did you mean "stdlib"?',
+        ),
+        (
+            "training.dataset='text'",
+            '--set: training.dataset_path: not set, for dataset "text"; it needs a file, a '
+            "directory or a glob of jsonl, parquet or txt",
+        ),
+        ("optimizer.beta2=1.0", "--set: optimizer.beta2: got 1.0; must be < 1.0"),
         (
             "parallelism.tensor_parallel_degree=2",
             "--set: parallelism.tensor_parallel_degree: 2 is not supported yet; use 1",
@@ -181,7 +213,7 @@ def test_missing_and_mistyped_keys_name_their_file() -> None:
 
 
 def test_contradicting_settings_are_refused() -> None:
-    train = TRAIN | {"data": {"sources": [{"dataset": "stdlib"}]}}
+    train = {"training": {"steps": 1000}, "data": {"sources": [{"dataset": "stdlib"}]}}
     assert problems("training.dataset='c4'", train=train) == [
         "--set: training.dataset: contradicts data.sources; the mixture names its own datasets; "
         "keep one"

@@ -1,7 +1,9 @@
 """Stopping and resuming real runs from other shells."""
 
+import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from titan_recipes.launch.attempts import newest_checkpoint
 from titan_recipes.launch.record import RunState, process_start, read_record, run_status
 from titan_recipes.launch.rows import read_rows
 from titan_recipes.launch.runs import Run, open_run
+from titan_recipes.launch.torchrun import orphans
 
 RESUME = """
 from live_runs import resume_worker
@@ -80,7 +83,7 @@ def test_cancel_when_the_run_is_deaf_says_to_kill_it(
         "stopped",
         "killed by a second signal before it had saved",
     )
-    assert control.orphans(run.layout) == []
+    assert orphans(run.layout) == []
 
 
 def test_kill_when_the_entry_point_does_not_answer_writes_the_record_itself(
@@ -93,7 +96,7 @@ def test_kill_when_the_entry_point_does_not_answer_writes_the_record_itself(
     ended = control.kill(run)
     last = ended.record.attempts[-1]
     assert (last.outcome, last.cause, last.final) == ("stopped", "killed by cancel --now", True)
-    assert control.orphans(run.layout) == []
+    assert orphans(run.layout) == []
     (run.layout.root / "HOLD").unlink()
     control.resume(ended)
     assert wait_for_end(run).record.attempts[-1].outcome == "done"
@@ -125,7 +128,7 @@ def test_resume_from_two_shells_at_once_starts_one(live: LiveRuns) -> None:
     said = [shell.communicate(timeout=60)[0] for shell in shells]
     assert sorted(shell.returncode for shell in shells) == [0, 1], said
     refused = next(text for shell, text in zip(shells, said, strict=True) if shell.returncode)
-    assert "being resumed by another shell" in refused or "is still running" in refused
+    assert "being resumed by another shell" in refused or "is still RUNNING" in refused
     # Both shells are gone; the run goes on without them.
     ended = wait_for_end(run)
     assert [a.outcome for a in ended.record.attempts] == ["stopped", "done"]
@@ -134,7 +137,7 @@ def test_resume_from_two_shells_at_once_starts_one(live: LiveRuns) -> None:
 def test_resume_after_the_entry_point_was_killed_goes_on(live: LiveRuns) -> None:
     run = live.start("lost", "HOLD")
     commit_checkpoint(run.layout, 2)
-    ranks = control.orphans(run.layout)
+    ranks = orphans(run.layout)
     assert len(ranks) == 2  # torchrun and its one rank
     os.kill(run.record.attempts[-1].pid, signal.SIGKILL)
     until(lambda: run_status(run.layout).state is RunState.FAILED, "it is lost")
@@ -160,16 +163,21 @@ def test_resume_of_a_done_run_with_more_steps_trains_them(live: LiveRuns) -> Non
 
 def test_resume_while_it_runs_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, "one", running())
-    with pytest.raises(LaunchError, match="one: is still running; stop it first"):
+    with pytest.raises(LaunchError, match="one: is still RUNNING; stop it first"):
         control.resume(run)
 
 
 def test_resume_when_the_process_can_not_begin_says_what_it_said(live: LiveRuns) -> None:
     run = live.start("held", "HOLD")
     ended = cancel(run)
-    (run.layout.attempts / "2").mkdir()
-    with pytest.raises(LaunchError, match=r"held: could not be resumed: .*attempts/2: exists"):
-        control.resume(ended)
+    claimed = run.layout.attempt(2) / "node.json"
+    claimed.parent.mkdir()
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "pid_start": process_start(os.getpid())}
+    claimed.write_text(json.dumps(me))
+    before = run.layout.job.read_text()
+    with pytest.raises(LaunchError, match=r"held: could not be resumed: .*has just begun this"):
+        control.resume(ended, ["training.steps=9"])
+    assert run.layout.job.read_text() == before
     assert run_status(run.layout).state is RunState.STOPPED
 
 

@@ -39,7 +39,7 @@ def test_follow_a_run_to_its_end_shows_its_lines_and_where_things_are(live: Live
         f"step {step}/6" for step in range(1, 7)
     ]
     assert "@metrics" not in output
-    assert "short succeeded at step 6/6, loss 1.333" in lines
+    assert "short SUCCEEDED at step 6/6, loss 1.333" in lines
     assert f"  checkpoint   {run.layout.root}/checkpoints/step-00000006" in lines
     assert f"  logs         {run.layout.root}/logs" in lines
     assert f"  TensorBoard  {run.layout.root}/tb" in lines
@@ -60,7 +60,7 @@ def test_follow_at_ctrl_c_stops_the_run_with_a_checkpoint_and_exits_0(live: Live
     assert follower.returncode == 0
     assert before
     assert "stopping with a checkpoint; Ctrl-C again leaves it to itself" in after
-    assert "held stopped at step 3/6, loss 2.667: asked to stop" in after
+    assert "held STOPPED at step 3/6, loss 2.667: asked to stop" in after
     assert after.splitlines()[-2] == "  titan-recipes resume held"
     assert run_status(run.layout).state is RunState.STOPPED
     assert newest_checkpoint(run.layout.root / "checkpoints") == 3
@@ -89,7 +89,7 @@ def test_follow_across_a_retry_to_a_failure_exits_with_its_code(live: LiveRuns) 
     assert output.splitlines().count("step 1/6") == 2  # max_restarts = 1: two attempts
     assert "RuntimeError: boom at step 1" in output
     assert re.search(
-        r"^bad failed at step 1/6, loss 8: .*RuntimeError: boom at step 1", output, re.M
+        r"^bad FAILED at step 1/6, loss 8: .*RuntimeError: boom at step 1", output, re.M
     )
     assert "  titan-recipes logs bad" in output.splitlines()
 

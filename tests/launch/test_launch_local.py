@@ -19,7 +19,7 @@ from training import small_job
 
 from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.layout import RunLayout
-from titan_recipes.errors import EXIT_USER, LaunchError
+from titan_recipes.errors import EXIT_USER, BundleError, LaunchError
 from titan_recipes.launch.machine import check_trainer, fit, num_gpus
 from titan_recipes.launch.record import (
     RunState,
@@ -191,6 +191,27 @@ def test_launch_when_it_cannot_be_refuses_and_writes_nothing(tmp_path: Path) -> 
     assert known_outputs() == []
 
 
+def test_launch_when_the_bundle_s_template_is_no_component_leaves_the_name_free(
+    tmp_path: Path,
+) -> None:
+    templates = tmp_path / "mine" / "templates"
+    templates.mkdir(parents=True)
+    job = debug_job()
+    job = replace(job, origin=replace(job.origin, bundle=str(templates.parent)))
+    for text, words in {"def train(:": "not Python", "x = 1": "torchx can't use what"}.items():
+        (templates / "component.py.j2").write_text(text)
+        with pytest.raises(BundleError, match=rf"component\.py\.j2.*{words}"):
+            launch(job, outputs=tmp_path / "outputs", command=[], name="one")
+        assert not (tmp_path / "outputs" / "one").exists()
+
+
+@pytest.mark.parametrize("folder", ["a\nb", "a\x1b[1m", "a\udcff"])
+def test_launch_when_outputs_hold_control_characters_refuses(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(LaunchError, match=r"--outputs .*holds control characters"):
+        launch(debug_job(), outputs=tmp_path / folder, command=[])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_preview_is_what_launch_writes_and_looks_at_no_gpu(tmp_path: Path) -> None:
     job = debug_job()
     needs_gpus = replace(job, plan=replace(job.plan, gpu="h100", nodes=64))
@@ -242,6 +263,9 @@ def test_fit_when_the_plan_takes_any_gpu_caps_the_ranks(gpus: Callable[[int], No
         assert (fitted.plan.gpus_per_node, fitted.derived.world_size) == (ranks, ranks)
         assert said.startswith(note)
         assert bool(said) == bool(note)
+        assert fitted.derived.tokens_per_step == job.derived.tokens_per_step
+        assert fitted.origin == job.origin
+        assert not said or said.endswith(f"still {job.derived.tokens_per_step:,} tokens per step")
 
 
 def test_fit_when_named_gpus_are_missing_refuses(gpus: Callable[[int], None]) -> None:

@@ -1,7 +1,9 @@
 """The node entry point with real torchruns: how ranks end, how a run stops, what is retried."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -11,19 +13,24 @@ from pathlib import Path
 
 import pytest
 from live_runs import until
-from past_runs import debug_job
+from past_runs import debug_job, failed
 
-from titan_recipes.config.job import Job, encode, read_job
+from titan_recipes.config.job import Job, encode, read_job, to_toml
 from titan_recipes.config.layout import RankExit, RunLayout
+from titan_recipes.errors import LaunchError
 from titan_recipes.launch.attempts import failures_in_a_row
-from titan_recipes.launch.node import main
+from titan_recipes.launch.changes import change
+from titan_recipes.launch.claim import claim
+from titan_recipes.launch.node import adopt_job, main
 from titan_recipes.launch.record import (
     Attempt,
     RunState,
     known_outputs,
+    new_record,
     process_start,
     read_record,
     run_status,
+    write_record,
 )
 from titan_recipes.launch.torchrun import explain
 
@@ -148,6 +155,10 @@ def test_node_when_a_rank_ends_with_3_exits_with_it_and_does_not_retry(
     assert (attempt.exit_code, attempt.rank, attempt.final) == (3, 1, True)
     status = run_status(run.layout)
     assert (status.state, status.cause) == (RunState.FAILED, "shard 7 is torn")
+    # A scheduler that restarts it all the same gets nowhere.
+    code, output = run.finish()
+    assert (code, output.partition(";")[0]) == (3, "not retried: shard 7 is torn")
+    assert len(run.attempts()) == 1
 
 
 def test_node_when_a_rank_is_killed_starts_again_and_names_the_rank(
@@ -337,6 +348,43 @@ def test_node_when_there_are_two_meets_the_other_and_leaves_retries_to_the_sched
     assert second.returncode != 0
     (attempt,) = run.attempts()
     assert (attempt.outcome, attempt.final) == ("failed", False)
+
+
+def test_claim_takes_the_next_free_number_unless_a_live_process_has_it(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    assert claim(layout, 1) == 1
+    with pytest.raises(LaunchError, match=f"process {os.getpid()} on .* has just begun"):
+        claim(layout, 1)
+    gone = {"host": socket.gethostname(), "pid": 2**22 + 1, "pid_start": 1}
+    (layout.attempt(1) / "node.json").write_text(json.dumps(gone))
+    (layout.attempt(2)).mkdir()
+    (layout.attempt(2) / "exit.json").touch()
+    assert claim(layout, 1) == 3
+
+
+def test_adopt_job_after_a_resume_with_more_steps_takes_the_directory_s(tmp_path: Path) -> None:
+    layout, launched = RunLayout(tmp_path / "run"), debug_job("training.steps=20")
+    assert adopt_job(layout, encode(launched)) == launched
+    longer = change(launched, ["training.steps=40", "checkpoint.interval=7"])
+    layout.job.write_text(to_toml(longer))
+    assert adopt_job(layout, encode(launched)) == longer
+    for other in ("training.seq_len=64", "training.steps=21"):
+        with pytest.raises(LaunchError, match="holds a run of another job"):
+            adopt_job(layout, encode(debug_job(other)))
+
+
+def test_second_node_when_the_run_is_to_stop_or_over_leaves_with_its_code(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run("")
+    run.layout.root.mkdir(parents=True)
+    run.layout.stop.touch()
+    second = ["--job", encode(run.job), "--nodes", "2", "--node-rank", "1"]
+    assert run.finish(*second) == (0, "")
+    run.layout.stop.unlink()
+    record = new_record(run.job, name="run", scheduler="slurm", handle="", command=())
+    write_record(run.layout, record.with_attempt(failed(exit_code=3)))
+    assert run.finish(*second) == (3, "")
 
 
 def test_node_when_the_directory_holds_another_job_refuses(

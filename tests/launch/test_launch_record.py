@@ -1,5 +1,6 @@
 """run.json, the state that follows from it, and the rule of retries."""
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from past_runs import commit_checkpoint, debug_job
 
+from titan_recipes.config.data_root import data_root
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch.attempts import (
@@ -210,3 +212,54 @@ def test_measured_is_the_median_rate_without_the_first_and_the_peak_memory() -> 
     ]
     assert measured(rows) == {"tokens_per_second_per_gpu": 100.0, "peak_memory_gib": 2.5}
     assert measured([]) == {}
+
+
+def test_outputs_when_the_list_cannot_be_written_warns_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    remember_outputs(tmp_path / "a")
+    assert known_outputs() == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"Not a directory; find these runs with --outputs {tmp_path}/a")
+
+
+def test_record_of_a_packaged_recipe_has_no_revision_of_where_the_user_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    (tmp_path / "ignored").mkdir()
+    assert git_revision(tmp_path / "ignored") == ""
+    expected = git_revision(data_root() / "recipes")
+    record = new_record(debug_job(), name="run", scheduler="local", handle="", command=[])
+    assert record.git_revision == expected
+
+
+def test_status_when_the_launched_process_died_before_its_first_attempt_is_failed(
+    layout: RunLayout, record: RunRecord
+) -> None:
+    moment = (datetime.now(UTC) - timedelta(seconds=3)).isoformat()
+    write_record(layout, replace(record, created=moment))
+    status = run_status(layout)
+    assert status.state is RunState.FAILED
+    assert "began no attempt" in status.cause
+    code = "print(flush=True); input()"
+    command = [sys.executable, "-c", code, "--run-dir", str(layout.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert run_status(layout).state is RunState.PENDING
+        process.communicate(b"\n")
+
+
+@pytest.mark.parametrize("created", ["yesterday", "2025-11-21T09:00:00", 7])
+def test_record_when_a_time_is_malformed_is_broken(
+    layout: RunLayout, record: RunRecord, created: object
+) -> None:
+    write_record(layout, record)
+    data = json.loads(layout.record.read_text())
+    layout.record.write_text(json.dumps(data | {"created": created}))
+    with pytest.raises(LaunchError, match=r"run\.json: not a run record"):
+        read_record(layout)

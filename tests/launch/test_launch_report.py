@@ -203,3 +203,12 @@ def test_draw_a_flat_line_lies_in_the_middle() -> None:
 )
 def test_nice_ticks_are_round(low: float, high: float, ticks: list[float]) -> None:
     assert charts.nice_ticks(low, high, 5) == ticks
+
+
+def test_page_shows_the_names_of_env_but_not_the_values(run: Run) -> None:
+    text = run.layout.job.read_text()
+    assert "[env]\n" in text
+    run.layout.job.write_text(text.replace("[env]\n", '[env]\nSITE_PROXY = "hush"\n'))
+    page = render_report(run)
+    assert "SITE_PROXY" in page
+    assert "hush" not in page

@@ -20,6 +20,7 @@ from past_runs import (
 )
 
 from titan_recipes.errors import LaunchError
+from titan_recipes.launch.record import remember_outputs
 from titan_recipes.launch.rows import last_row, read_rows
 from titan_recipes.launch.runs import find_run, find_runs
 from titan_recipes.launch.status import status_of
@@ -202,3 +203,24 @@ def test_status_when_the_last_step_was_saved_but_not_logged_counts_it(tmp_path: 
     run = make_run(tmp_path, "one", stopped(step_to=11), reached=10)
     commit_checkpoint(run.layout, 11)
     assert status_of(run).step == 11
+
+
+def test_runs_when_a_folder_cannot_be_read_lists_the_others_and_warns(tmp_path: Path) -> None:
+    make_run(tmp_path / "good", "one")
+    remember_outputs(tmp_path / ("x" * 300))
+    runs, broken = find_runs()
+    assert [run.name for run in runs] == ["one"]
+    assert len(broken) == 1
+    assert "can't be read: File name too long" in broken[0]
+
+
+def test_commands_when_two_runs_have_the_name_lead_to_the_run_they_are_printed_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "else", "same")
+    make_run(tmp_path / "outputs", "same")
+    for run in find_runs()[0]:
+        (command,) = status_of(find_run(str(run.layout.root))).next[-1:]
+        assert find_run(command.split()[-1]).layout == run.layout
+    assert find_run("same").layout.root == tmp_path / "outputs" / "same"

@@ -70,8 +70,14 @@ def test_component_when_the_recipe_is_hostile_stays_a_comment() -> None:
 
 def test_render_when_the_bundle_has_its_own_template_takes_it(tmp_path: Path) -> None:
     own = tmp_path / "component.py.j2"
-    own.write_text("{{ recipe | sh }} {{ nodes | tojson }}")
-    assert render(debug_job(), search_path=[tmp_path]) == {"component.py": "llama3_debug 1"}
+    own.write_text("# {{ recipe | sh }} {{ nodes | tojson }}")
+    assert render(debug_job(), search_path=[tmp_path]) == {"component.py": "# llama3_debug 1"}
+    own.write_text("def train(:")
+    with pytest.raises(BundleError, match=r"j2, from .*not Python: invalid syntax"):
+        render(debug_job(), search_path=[tmp_path])
+    own.write_text("{{ 1 / 0 }}")
+    with pytest.raises(BundleError, match="division by zero"):
+        render(debug_job(), search_path=[tmp_path])
     own.write_text("{{ no_such_value }}")
     with pytest.raises(BundleError, match=r"component\.py\.j2, from .*no_such_value"):
         render(debug_job(), search_path=[tmp_path])

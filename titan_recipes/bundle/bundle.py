@@ -183,6 +183,9 @@ class Bundle:
         if name and name != self.name:
             got = f'"{name}", but the directory is "{self.name}"'
             yield Problem(where, "recipe.name", got, f'write name = "{self.name}", or rename one')
+        elif name and not NAME.fullmatch(name):
+            cure = 'use letters, digits, "_", "-", "."; a letter or digit first'
+            yield Problem(where, "recipe.name", f'got "{name}"', cure)
         if version and not SEMVER.fullmatch(version):
             cure = 'write MAJOR.MINOR.PATCH, like "1.2.0"'
             yield Problem(where, "recipe.version", f'got "{version}"', cure)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from titan_recipes.bundle.bundle import Bundle, natural_order
 from titan_recipes.config.data_root import data_root
+from titan_recipes.config.home import expanded
 from titan_recipes.config.load import did_you_mean
 from titan_recipes.errors import BundleError, ConfigError
 
@@ -33,7 +34,7 @@ def search_places() -> list[Path]:
     listed = os.environ.get("TITAN_RECIPES_PATH", "").split(os.pathsep)
     return [
         Path("recipes"),
-        *(Path(part).expanduser() for part in listed if part),
+        *(expanded(part) for part in listed if part),
         data_root() / "recipes",
     ]
 
@@ -42,13 +43,23 @@ def _bundles() -> Iterator[Bundle]:
     """Every bundle of every place in search order, those shadowed by an earlier one included."""
     seen: set[Path] = set()
     for place in search_places():
-        resolved = place.resolve()
-        if resolved in seen or not place.is_dir():
+        resolved = Path(os.path.realpath(place))  # resolve() raises for a loop of links
+        if resolved in seen or not os.path.isdir(place):
             continue
         seen.add(resolved)
-        for path in sorted(place.iterdir()):
-            if not path.name.startswith(".") and (path / "recipe.toml").is_file():
-                yield Bundle(path)
+        try:
+            found = sorted(place.iterdir())
+        except OSError as error:
+            raise BundleError(f"{place}: can't be listed: {error.strerror}") from error
+        yield from (Bundle(path) for path in found if _may_be_recipe(path))
+
+
+def _may_be_recipe(path: Path) -> bool:
+    """Whether a recipe.toml is there, or can't be looked for: reading it will tell why."""
+    try:
+        return not path.name.startswith(".") and (path / "recipe.toml").is_file()
+    except OSError:
+        return True
 
 
 def find_bundle(name_or_path: str) -> Bundle:
@@ -57,10 +68,10 @@ def find_bundle(name_or_path: str) -> Bundle:
     Raises BundleError saying where it looked, what is there, and which versions there are.
     """
     name, _, version = name_or_path.partition("@")
-    path = Path(name_or_path).expanduser()
-    if os.sep in name_or_path or (path / "recipe.toml").is_file():
-        if not (path / "recipe.toml").is_file():
-            what = "no recipe.toml in it" if path.is_dir() else "no such directory"
+    path = expanded(name_or_path)
+    if os.sep in name_or_path or os.path.isfile(path / "recipe.toml"):
+        if not os.path.isfile(path / "recipe.toml"):
+            what = "no recipe.toml in it" if os.path.isdir(path) else "no such directory"
             raise BundleError(f"{name_or_path}: {what}; give a recipe's name or its directory")
         return Bundle(Path(os.path.abspath(path)))
     found = list(_bundles())

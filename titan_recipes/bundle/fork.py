@@ -20,9 +20,10 @@ import tomli_w
 from titan_recipes.bundle.bundle import NAME, Bundle
 from titan_recipes.bundle.merge import Change, Files, Merged, Prefer, changes, merge3, unified_diff
 from titan_recipes.config.data_root import data_root
+from titan_recipes.config.home import expanded
 from titan_recipes.config.load import read_section, read_toml
 from titan_recipes.config.schema import section
-from titan_recipes.errors import BundleError
+from titan_recipes.errors import BundleError, ConfigError, Problem
 
 ORIGIN = ".origin"
 RECORD = f"{ORIGIN}/origin.toml"
@@ -55,13 +56,18 @@ class Upgrade:
 
 def fork(bundle: Bundle, target: str) -> Bundle:
     """Copy a bundle to ./recipes/<target>, or to a path. Raises BundleError; overwrites nothing."""
-    folder = Path(target).expanduser() if os.sep in target else Path("recipes") / target
+    folder = expanded(target) if os.sep in target else Path("recipes") / target
     folder = Path(os.path.abspath(folder))
     if not NAME.fullmatch(folder.name):
         raise BundleError(f'"{folder.name}" is no recipe name; use letters, digits, "_", "-", "."')
-    if folder.exists():
+    if str(expanded(target)).startswith("~"):
+        raise BundleError(f"{target}: no such home directory; write the path in full")
+    if os.path.lexists(folder):
         raise BundleError(f"{folder} exists; choose another name, or remove it first")
     files = read_files(bundle)
+    if not isinstance(read_toml(bundle.path / "recipe.toml").get("recipe", {}), dict):
+        where = bundle.where("recipe.toml")
+        raise ConfigError([Problem(where, "recipe", "not a table", "write it as [recipe]")])
     record = ForkedFrom(
         name=bundle.name,
         version=bundle.version,
@@ -176,7 +182,6 @@ def _rename(recipe_toml: Path, name: str) -> None:
     """Set recipe.name, the rest of the text left as it is."""
     import tomlkit
 
-    read_toml(recipe_toml)
     document = tomlkit.parse(recipe_toml.read_bytes().decode("utf-8-sig"))
     document.setdefault("recipe", tomlkit.table())["name"] = name
     recipe_toml.write_text(tomlkit.dumps(document), encoding="utf-8")

@@ -5,6 +5,7 @@ translated, dropped with the reason, or unknown. Defaults of upstream's that the
 that differ here are written out or named ("added"), so that the bundle trains what the file did.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ def import_torchtitan(file: Path, folder: Path, name: str = "") -> tuple[Bundle,
     target = folder / name
     if not NAME.fullmatch(name):
         raise BundleError(f'"{name}" is no recipe name; choose one with --name')
-    if target.exists():
+    if os.path.lexists(target):
         raise BundleError(f"{target} exists; choose another name with --name")
     done = translate(read_toml(file), str(file), name)
     try:
@@ -86,7 +87,7 @@ def import_torchtitan(file: Path, folder: Path, name: str = "") -> tuple[Bundle,
 
 def translate(data: Mapping[str, Any], where: str, name: str) -> Import:
     """Translate a parsed torchtitan TOML. Raises ConfigError for a model we have no numbers of."""
-    flat = flatten(data)
+    flat = {key: value for key, value in flatten(data).items() if value != {}}
     is_old = any(key in OLD_ONLY for key in flat)
     done = Import(name, _recipe_of(flat, where), is_old, f"Imported from {Path(where).name}")
     known = {key for key in all_keys(Config) if not key.startswith(OURS) or key in MODEL_KEYS}
@@ -143,8 +144,8 @@ def _convert(key: str, value: Any) -> Any:
         return "triton" if value else "torch"
     if isinstance(value, str) and str(field_hint(Config, key)).startswith("tuple"):
         return [part.strip() for part in value.split(",") if part.strip()]
-    if key in PATHS and isinstance(value, str) and value and Path(value).exists():
-        return str(Path(value).resolve())
+    if key in PATHS and isinstance(value, str) and value and os.path.exists(value):
+        return os.path.realpath(value)
     return value
 
 

@@ -4,19 +4,25 @@ A three-way merge takes base (the origin as it was forked), theirs (the origin n
 fork). What only one side changed is taken; what both changed, to different values, is a conflict.
 Keys are merged into *my* text, so my comments and order stay; a file that I left alone is replaced
 whole, with its new comments. recipe.name and recipe.version are the fork's own.
+
+That a table is there can mean something by itself ([model.rope_scaling] without keys scales by the
+defaults). So an empty table is a value, {}, a table goes with its last key, and a table that one
+side removed while the other changed something in it is a conflict as a whole.
 """
 
 import difflib
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from titan_recipes.config.load import show
+from titan_recipes.config.load import loads, parse_toml, show
 from titan_recipes.errors import ConfigError, Problem
 
 Files = Mapping[str, bytes]
 """Relative name -> content."""
+
+Flat = Mapping[str, Any]
+"""Dotted key -> value; {} for an empty table."""
 
 Prefer = Literal["", "mine", "origin"]
 """Who wins a conflict; "" = nobody, it is shown."""
@@ -65,10 +71,10 @@ class Merged:
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of every key that holds no table."""
+    """Dotted key -> value of every key that holds no table, or an empty one."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat |= flatten(cast(Mapping[str, Any], value), f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -138,52 +144,138 @@ def merge3(base: Files, mine: Files, theirs: Files, prefer: Prefer = "") -> Merg
 def _merge_keys(
     merged: Merged, name: str, base: bytes, mine: bytes, theirs: bytes, prefer: Prefer
 ) -> None:
-    import tomlkit
-
     old, own, new = (_parse(name, side) for side in (base, mine, theirs))
-    document = tomlkit.parse(mine.decode())
+    contested = _contested(old, own, new)
+    if not prefer:
+        for table in contested:
+            states = [_table_text(side, table, old) for side in (old, own, new)]
+            merged.conflicts.append(Conflict(name, table, *states))
     expected = dict(own)
-    for key in [*new, *(key for key in old if key not in new)]:
+    keys = [*(key for key in old if key not in new), *new]
+    for key in [*keys, *(key for key in own if key not in keys)]:
         sides = [side.get(key, _ABSENT) for side in (old, own, new)]
         was, is_mine, is_theirs = sides
-        if key in OWN_KEYS or _same(is_theirs, was) or _same(is_theirs, is_mine):
+        is_contested = any(_is_in(key, table) for table in contested)
+        if key in OWN_KEYS or _same(is_theirs, is_mine) or (is_contested and prefer != "origin"):
             continue
-        if not _same(is_mine, was) and prefer != "origin":
-            if not prefer:
-                merged.conflicts.append(Conflict(name, key, *map(_value_text, sides)))
-            continue
+        if not is_contested:
+            if _same(is_theirs, was):
+                continue
+            if not _same(is_mine, was) and prefer != "origin":
+                if not prefer:
+                    merged.conflicts.append(Conflict(name, key, *map(_value_text, sides)))
+                continue
         merged.taken.append(Change(name, key, _value_text(is_mine), _value_text(is_theirs)))
-        _edit(document, name, key, is_theirs)
-        expected = {k: v for k, v in expected.items() if k != key}
+        expected.pop(key, None)
         if is_theirs is not _ABSENT:
             expected[key] = is_theirs
-    text = tomlkit.dumps(document)
-    assert flatten(tomllib.loads(text)) == expected, f"{name}: the merge lost a key"
-    if text.encode() != mine:
-        merged.files[name] = text.encode()
+    edited = _edited(name, mine, own, _without_filled(expected))
+    if edited is not None:
+        merged.files[name] = edited
 
 
-def _edit(document: Any, name: str, key: str, value: Any) -> None:
-    """Set or, for _ABSENT, remove a dotted key, the rest of the text left as it is."""
+def _contested(old: Flat, own: Flat, new: Flat) -> list[str]:
+    """Tables that one side removed and the other changed, outermost ones only."""
+    found: list[str] = []
+    tables = [_tables(side) for side in (old, own, new)]
+    for table in sorted(tables[0]):
+        gone = [table not in side for side in tables[1:]]
+        if gone[0] == gone[1] or any(_is_in(table, outer) for outer in found):
+            continue
+        before, after = _below(old, table), _below(new if gone[0] else own, table)
+        if not _equal(before, after):
+            found.append(table)
+    return found
+
+
+def _tables(flat: Flat) -> set[str]:
+    """Every table, with those around it."""
+    whole = {key for key, value in flat.items() if value == {}}
+    parts = [key.split(".") for key in flat]
+    return whole | {".".join(part[:n]) for part in parts for n in range(1, len(part))}
+
+
+def _is_in(key: str, table: str) -> bool:
+    return key == table or key.startswith(f"{table}.")
+
+
+def _below(flat: Flat, table: str) -> Flat:
+    return {key: value for key, value in flat.items() if _is_in(key, table)}
+
+
+def _without_filled(flat: Flat) -> dict[str, Any]:
+    """Less the empty tables that have keys after all."""
+    filled = {".".join(key.split(".")[:n]) for key in flat for n in range(1, key.count(".") + 1)}
+    return {key: value for key, value in flat.items() if value != {} or key not in filled}
+
+
+def _edited(name: str, content: bytes, before: Flat, after: Flat) -> bytes | None:
+    """TOML text with its keys brought from `before` to `after`, else as it was; None = no change.
+
+    Raises ConfigError where a value stands in the way of a table.
+    """
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    if _equal(before, after):
+        return None
+    try:
+        document = tomlkit.parse(content.decode("utf-8-sig"))
+        for key in before:
+            if key not in after:
+                _remove(document, key.split("."))
+        for key, value in after.items():
+            if key not in before or not _same(before[key], value):
+                _put(document, name, key, value)
+        text = tomlkit.dumps(document)
+        is_right = _equal(flatten(loads(text)), after)
+    except (TOMLKitError, ValueError, KeyError):
+        is_right, text = False, ""
+    if not is_right:
+        # tomlkit can't edit every layout of a table that is scattered over the file.
+        cure = "write each of its tables once, under one [header], and try again"
+        raise ConfigError([Problem(name, "", "can't be merged as it is laid out", cure)])
+    return text.encode()
+
+
+def _remove(table: Any, parts: list[str]) -> None:
+    """Remove a key, and the tables around it that are empty then."""
+    first, *rest = parts
+    if rest:
+        _remove(table[first], rest)
+        if table[first]:
+            return
+    del table[first]
+
+
+def _put(document: Any, name: str, key: str, value: Any) -> None:
     import tomlkit
 
     *tables, last = key.split(".")
     table = document
     for part in tables:
-        table = table.setdefault(part, tomlkit.table())
+        if part not in table:
+            table[part] = tomlkit.table()
+        table = table[part]
         if not hasattr(table, "setdefault"):
             raise ConfigError([Problem(name, key, f'"{part}" is not a table', "make it one")])
-    if value is _ABSENT:
-        del table[last]
-    else:
-        table[last] = value
+    table[last] = tomlkit.table() if value == {} else value
 
 
 def _parse(name: str, content: bytes) -> dict[str, Any]:
-    try:
-        return flatten(tomllib.loads(content.decode()))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError([Problem(name, "", f"not TOML: {error}")]) from error
+    data = parse_toml(content, name)
+    if dotted := [key for key in _names(data) if "." in key]:
+        cure = "no setting has such a name; write a [table], or no quotes"
+        raise ConfigError([Problem(name, f'"{dotted[0]}"', "a dot in a quoted key", cure)])
+    return flatten(data)
+
+
+def _names(data: Mapping[str, Any]) -> Iterable[str]:
+    """Every key of every table."""
+    for key, value in data.items():
+        yield key
+        if isinstance(value, Mapping):
+            yield from _names(cast(Mapping[str, Any], value))
 
 
 def _only(name: str, content: bytes | None) -> Files:
@@ -192,7 +284,19 @@ def _only(name: str, content: bytes | None) -> Files:
 
 def _same(left: Any, right: Any) -> bool:
     """Equal in value and type, as TOML tells 1 from 1.0 and true."""
-    return type(left) is type(right) and left == right
+    return type(left) is type(right) and repr(left) == repr(right)
+
+
+def _equal(left: Flat, right: Flat) -> bool:
+    return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
+
+
+def _table_text(side: Flat, table: str, base: Flat) -> str:
+    """A table's state in a conflict, as `_file_text` says a file's."""
+    below = _below(side, table)
+    if not below:
+        return "(none)"
+    return "a table" if _equal(below, _below(base, table)) else "a changed table"
 
 
 def _value_text(value: Any) -> str:

@@ -6,6 +6,7 @@ only its name and one line of help, so that `list` does not pay for what `launch
 
 import difflib
 import importlib
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("recipes:show", "Show a recipe: what it is, its plans, its values."),
     "validate": ("recipes:validate", "Check a recipe and its plans, without any hardware."),
     "launch": ("launch:launch", "Run a recipe and follow it to its end."),
+    "render": ("launch:render", "Write the files of a launch, submit nothing."),
     "runs": ("followup:runs", "List the runs."),
     "status": ("followup:status", "Say how a run stands."),
     "logs": ("followup:logs", "Print a run's log, -f to follow it."),
@@ -64,9 +66,18 @@ class Program(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
+            _check_working_directory()
             return super().main(*args, **kwargs)
         except TitanRecipesError as error:
             fail(error)
+
+
+def _check_working_directory() -> None:
+    """Raises TitanRecipesError where the shell stands in a folder that was removed."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise TitanRecipesError("the working directory is gone; cd to one that exists") from error
 
 
 def fail(error: TitanRecipesError) -> NoReturn:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from titan_recipes.cli.recipes import json_option
-from titan_recipes.cli.tables import print_json, print_table
+from titan_recipes.cli.tables import json_option, print_json, print_table
 from titan_recipes.errors import ConfigError
 
 

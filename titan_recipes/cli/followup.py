@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from titan_recipes.cli.tables import print_json, print_table
+from titan_recipes.cli.tables import json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from titan_recipes.launch.status import Status
@@ -22,7 +22,6 @@ outputs_option = click.option(
     type=click.Path(path_type=Path),
     help="Look for runs here only; default: everywhere that runs were launched into.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command(
@@ -227,7 +226,7 @@ def resume(
     if not detach:
         context.exit(follow(open_run(found.layout.root), log_offset=offset))
     click.echo(f"{found.name} is running again")
-    for command in next_commands(found.name, RunState.RUNNING):
+    for command in next_commands(found.word, RunState.RUNNING):
         click.echo(f"  {command}")
 
 

@@ -1,67 +1,92 @@
-"""`titan-recipes launch`: resolve a recipe, start it, follow it to its end."""
+"""`launch` and `render`: resolve a recipe, then start and follow it, or only write its files."""
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-EPILOG = """\b
-Examples:
-  titan-recipes launch llama3_debug
-  titan-recipes launch llama3_debug --plan cpu1 --set training.steps=50 --name first_try
-  titan-recipes launch llama3_8b --dry-run
-  titan-recipes launch ./my_8b --detach"""
+if TYPE_CHECKING:
+    from titan_recipes.config.job import Job
+
+JOB_OPTIONS = (
+    click.argument("recipe"),
+    click.option("--plan", default="", help="Parallel plan; default: the recipe's default_plan."),
+    click.option(
+        "--scheduler",
+        type=click.Choice(["local", "docker", "slurm", "kubernetes"]),
+        help="Where it runs; default: the cluster profile's, else local.",
+    ),
+    click.option(
+        "--cluster", help="Cluster profile, by name or path; default: the one named default."
+    ),
+    click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting."
+    ),
+    click.option(
+        "--outputs",
+        default="",
+        help="Folder of the run directories; default: the cluster profile's, "
+        "$TITAN_RECIPES_OUTPUTS, ./outputs.",
+    ),
+    click.option(
+        "--name", default="", help="Name of the run; default: the recipe's with the time."
+    ),
+)
+"""What `launch` and `render` share; `_resolve` takes all but --name."""
 
 
-@click.command(epilog=EPILOG)
-@click.argument("recipe")
-@click.option("--plan", default="", help="Parallel plan; default: the recipe's default_plan.")
-@click.option(
-    "--scheduler",
-    type=click.Choice(["local", "docker", "slurm", "kubernetes"]),
-    help="Where it runs; default: the cluster profile's, else local.",
-)
-@click.option("--cluster", help="Cluster profile, by name or path; default: the one named default.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
-@click.option(
-    "--outputs",
-    default="",
-    help="Folder of the run directories; default: the cluster profile's, "
-    "$TITAN_RECIPES_OUTPUTS, ./outputs.",
-)
-@click.option("--name", default="", help="Name of the run; default: the recipe's with the time.")
-@click.option("--detach", is_flag=True, help="Start it and return, instead of following it.")
-@click.option("--dry-run", is_flag=True, help="Print the files of the launch; submit nothing.")
-def launch(
+def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(JOB_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _resolve(
     recipe: str,
     plan: str,
     scheduler: str | None,
     cluster: str | None,
     overrides: tuple[str, ...],
     outputs: str,
-    name: str,
-    detach: bool,
-    dry_run: bool,
-) -> None:
-    """Run RECIPE (a name, name@version, or a directory) and follow it to its end.
-
-    Ctrl-C stops the run with a checkpoint; `titan-recipes resume` continues it.
-    """
+) -> tuple["Job", str, str]:
+    """(job, scheduler, outputs folder) of the options; prints what was clipped."""
     from titan_recipes.bundle.find import find_bundle
     from titan_recipes.config.cluster import find_cluster
-    from titan_recipes.launch.submit import preview
 
     cluster_name, profile = find_cluster(cluster)
     resolution = find_bundle(recipe).resolve(
         plan, overrides=overrides, cluster=profile, cluster_name=cluster_name
     )
-    scheduler = scheduler or profile.scheduler
-    outputs = outputs or profile.outputs or os.environ.get("TITAN_RECIPES_OUTPUTS") or "outputs"
     for note in resolution.notes:
         click.echo(f"note: {note}", err=True)
+    outputs = outputs or profile.outputs or os.environ.get("TITAN_RECIPES_OUTPUTS") or "outputs"
+    return resolution.job, scheduler or profile.scheduler, outputs
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titan-recipes launch llama3_debug
+  titan-recipes launch llama3_debug --plan cpu1 --set training.steps=50 --name first_try
+  titan-recipes launch llama3_8b --dry-run
+  titan-recipes launch ./my_8b --detach"""
+)
+@_job_options
+@click.option("--detach", is_flag=True, help="Start it and return, instead of following it.")
+@click.option("--dry-run", is_flag=True, help="Print the files of the launch; submit nothing.")
+def launch(name: str, detach: bool, dry_run: bool, **options: Any) -> None:
+    """Run RECIPE (a name, name@version, or a directory) and follow it to its end.
+
+    Ctrl-C stops the run with a checkpoint; `titan-recipes resume` continues it.
+    """
+    from titan_recipes.launch.submit import preview
+
+    job, scheduler, outputs = _resolve(**options)
     if dry_run:
-        files = preview(resolution.job, outputs=outputs, name=name, scheduler=scheduler)
+        files = preview(job, outputs=outputs, name=name, scheduler=scheduler)
         click.echo("\n".join(f"# ---- {path}\n{text}" for path, text in files.items()))
         return
 
@@ -70,7 +95,7 @@ def launch(
     from titan_recipes.launch.submit import launch as start
 
     started = start(
-        resolution.job,
+        job,
         outputs=Path(outputs),
         command=("titan-recipes", *sys.argv[1:]),
         name=name,
@@ -78,9 +103,41 @@ def launch(
     )
     for note in started.notes:
         click.echo(note)
-    run = started.layout.root
-    click.echo(f"{run.name}: {resolution.job.recipe_id} in {run}")
+    run = open_run(started.layout.root)
+    click.echo(f"{run.name}: {job.recipe_id} in {started.layout.root}")
     if detach:
-        click.echo(f"follow it with: titan-recipes logs -f {run.name}")
+        click.echo(f"follow it with: titan-recipes logs -f {run.word}")
         return
-    sys.exit(follow(open_run(run)))
+    sys.exit(follow(run))
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titan-recipes render llama3_8b -o rendered
+  titan-recipes render llama3_debug --plan cpu1 --set training.steps=50 -o rendered"""
+)
+@_job_options
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder to write into; files that exist are refused.",
+)
+def render(name: str, output: Path, **options: Any) -> None:
+    """Write the files that `launch` would submit for RECIPE, and nothing else; works offline."""
+    from titan_recipes.bundle.fork import write_files
+    from titan_recipes.errors import LaunchError
+    from titan_recipes.launch.submit import preview
+
+    job, scheduler, outputs = _resolve(**options)
+    files = preview(job, outputs=outputs, name=name, scheduler=scheduler)
+    if existing := [path for path in files if os.path.lexists(output / path)]:
+        raise LaunchError(f"{output}: has {', '.join(existing)} already; choose another folder")
+    try:
+        write_files(output, {path: text.encode() for path, text in files.items()})
+    except OSError as error:
+        raise LaunchError(f"{output}: can't be written: {error.strerror}") from error
+    for path in files:
+        click.echo(f"wrote {output / path}")

@@ -7,7 +7,7 @@ import click
 
 from titan_recipes.bundle.bundle import Bundle
 from titan_recipes.bundle.find import find_bundle, list_bundles
-from titan_recipes.cli.tables import print_json, print_table
+from titan_recipes.cli.tables import json_option, print_json, print_table
 from titan_recipes.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ recipe_argument = click.argument("recipe")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override section.key (TOML)."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command(

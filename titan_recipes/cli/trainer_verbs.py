@@ -21,7 +21,7 @@ def run_trainer(verb: str, arguments: list[str], needs: tuple[str, ...]) -> NoRe
     if missing:
         cure = 'pip install "titan-recipes[trainer]"'
         raise LaunchError(f"this needs {', '.join(missing)}, not installed here; {cure}")
-    command = [sys.executable, "-m", f"titan_recipes.trainer.{verb}", *arguments]
+    command = [sys.executable, "-P", "-m", f"titan_recipes.trainer.{verb}", *arguments]
     sys.exit(subprocess.run(command, check=False).returncode)
 
 

@@ -4,12 +4,13 @@ Figures are the vendors' data sheets', without sparsity. A GPU that is not here 
 missing figure is better than a wrong one.
 """
 
+import re
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU model. names: lower-case parts of the device's own name that tell it apart."""
+    """One GPU model. names: lower-case words of the device's own name that tell it apart."""
 
     memory_gib: float
     bf16_tflops: float
@@ -23,9 +24,11 @@ GPUS: dict[str, Gpu] = {
     "h100-pcie": Gpu(80, 756, ("h100 pcie",)),
     "h100-nvl": Gpu(94, 835, ("h100 nvl",)),
     "h200": Gpu(141, 989, ("h200",)),
+    "h200-nvl": Gpu(141, 835, ("h200 nvl",)),
     "b200": Gpu(180, 2250, ("b200",)),
     "l40s": Gpu(48, 362, ("l40s",)),
-    "l4": Gpu(24, 121, ("nvidia l4",)),
+    "l40": Gpu(48, 181, ("l40",)),
+    "l4": Gpu(24, 121, ("l4",)),
     "a10g": Gpu(24, 70, ("a10g",)),
     "mi250x": Gpu(64, 191.5, ("mi250x",)),
     "mi300x": Gpu(192, 1307, ("mi300x",)),
@@ -37,9 +40,17 @@ ANY_GPU = "any"
 
 
 def find_gpu(device_name: str) -> str | None:
-    """The table's key for a device's own name ("NVIDIA H100 80GB HBM3" -> "h100"), or None."""
+    """The table's key for a device's own name ("NVIDIA H100 80GB HBM3" -> "h100"), or None.
+
+    Whole words count, the longest match wins: an L40S is no L4, a GB200 no B200.
+    """
     name = device_name.lower()
-    fitting = [(len(part), key) for key, gpu in GPUS.items() for part in gpu.names if part in name]
+    fitting = [
+        (len(words), key)
+        for key, gpu in GPUS.items()
+        for words in gpu.names
+        if re.search(rf"\b{re.escape(words)}\b", name)
+    ]
     return max(fitting)[1] if fitting else None
 
 

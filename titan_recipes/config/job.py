@@ -7,14 +7,13 @@ line a job travels as one argument: base64 of the zlib-compressed TOML. No secre
 import base64
 import binascii
 import dataclasses
-import tomllib
 import zlib
 from pathlib import Path
 from typing import Any, cast
 
 import tomli_w
 
-from titan_recipes.config.load import read_section
+from titan_recipes.config.load import loads, read_section
 from titan_recipes.config.schema import SCHEMA_VERSION, Config, section
 from titan_recipes.errors import ConfigError, Problem
 
@@ -112,8 +111,8 @@ def to_toml(job: Job) -> str:
 def from_toml(text: str, where: str) -> Job:
     """Read job.toml. Raises ConfigError; `where` names the text in it."""
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = loads(text)
+    except ValueError as error:
         raise ConfigError([Problem(where, "", f"not TOML: {error}")]) from error
     return read_section(Job, data, where)
 

@@ -101,7 +101,7 @@ class RunLayout:
 
 def replace_file(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old text or the new, also after a crash."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
     with scratch.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

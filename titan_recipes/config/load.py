@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from titan_recipes.errors import ConfigError, Problem
 
@@ -36,19 +36,56 @@ Provenance = dict[str, str]
 """Dotted key -> the layer that set it last."""
 
 
+MAX_DEPTH = 32
+"""Tables and arrays within each other; far more than the schema has, and recursion stays safe."""
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file. Raises ConfigError naming file and, for broken TOML, line and column."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError([Problem(str(path), "", "no such file")]) from None
     except OSError as error:
         raise ConfigError([Problem(str(path), "", f"can't be read: {error.strerror}")]) from error
+    return parse_toml(content, str(path))
+
+
+def parse_toml(content: bytes, where: str) -> dict[str, Any]:
+    """Parse a TOML file's content, with or without a byte order mark. Raises ConfigError."""
+    try:
+        return loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         got = f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
-        raise ConfigError([Problem(str(path), "", got, "save the file as UTF-8")]) from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError([Problem(str(path), "", f"not TOML: {error}")]) from error
+        raise ConfigError([Problem(where, "", got, "save the file as UTF-8")]) from error
+    except ValueError as error:
+        raise ConfigError([Problem(where, "", f"not TOML: {error}")]) from error
+
+
+def loads(text: str) -> dict[str, Any]:
+    """Parse TOML text. Raises ValueError with the reason, also for what TOML leaves to the parser.
+
+    Those are integers over 64 bits, which no JSON and no float could hold, and nesting without end.
+    """
+    try:
+        data = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from error
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH):
+        level = [value for holder in level for value in _values(holder)]
+        if any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in level):
+            raise ValueError("an integer of more than 64 bits")
+        if not level:
+            return data
+    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _values(holder: Any) -> Iterable[Any]:
+    """What a table or an array holds; nothing for any other value."""
+    if isinstance(holder, dict):
+        return cast(dict[str, Any], holder).values()
+    return cast(list[Any], holder) if isinstance(holder, list) else ()
 
 
 def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], Provenance]:
@@ -64,7 +101,7 @@ def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], Provenance]:
                 if not isinstance(below, dict):
                     below = target[key] = {}
                 provenance.setdefault(dotted, where)
-                lay(below, typing.cast(Mapping[str, Any], value), where, f"{dotted}.")
+                lay(below, cast(Mapping[str, Any], value), where, f"{dotted}.")
             else:
                 target[key] = value
                 provenance[dotted] = where
@@ -225,7 +262,10 @@ def parse_overrides(cls: type, arguments: Sequence[str]) -> list[Layer]:
     problems: list[Problem] = []
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        key, where = key.strip(), f"--set {argument}"
+        key, where = key.strip(), f"--set {_shortened(argument)}"
+        if not _is_unicode(argument):
+            problems.append(Problem(ascii(where), "", "not UTF-8"))
+            continue
         if not equals or not key:
             problems.append(Problem(where, "", "no key=value", "write section.key=value"))
             continue
@@ -234,18 +274,37 @@ def parse_overrides(cls: type, arguments: Sequence[str]) -> list[Layer]:
             problems.append(Problem(where, key, "unknown key", _cure_unknown(cls, key)))
             continue
         try:
-            value: Any = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError as error:
+            parsed = loads(f"value = {text}")
+        except ValueError as error:
             if not _holds_text(hint):
-                problems.append(Problem(where, key, f"{text!r} is not a TOML value ({error})"))
+                got = f"{_shortened(text)!r} is not a TOML value ({error})"
+                problems.append(Problem(where, key, got))
                 continue
-            value = text
+            parsed = {"value": text}
+        if len(parsed) > 1:
+            got = f"{_shortened(text)!r} is more than one value"
+            problems.append(Problem(where, key, got, "write a --set for each key"))
+            continue
+        value: Any = parsed["value"]
         for part in reversed(key.split(".")):
             value = {part: value}
         layers.append(Layer("--set", value))
     if problems:
         raise ConfigError(problems)
     return layers
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it could be written to a file: an argument that was not UTF-8 can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _holds_text(hint: Any) -> bool:

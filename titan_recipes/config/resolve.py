@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from titan_recipes.config.cluster import Cluster, check_fits
+from titan_recipes.config.datasets import dataset_problems
 from titan_recipes.config.job import Derived, Job, Origin, to_toml
 from titan_recipes.config.load import (
     Layer,
@@ -21,6 +22,9 @@ from titan_recipes.config.plan import derive
 from titan_recipes.config.schema import Config
 from titan_recipes.config.support import contradictions, sleeping, unsupported
 from titan_recipes.errors import ConfigError, Problem
+
+IDENTITY = {"recipe": "recipe.toml", "expect": "the plan"}
+"""Sections that say what the recipe is and was measured to do -> their file; no --set for them."""
 
 FILE_OF_SECTION = {"recipe": "recipe.toml", "assets": "recipe.toml", "model": "model.toml"}
 
@@ -55,6 +59,7 @@ def resolve(
     """
     cluster = cluster or Cluster()
     changes = parse_overrides(Config, overrides)
+    _refuse_identity(overrides)
     problems = [p for layer in (*layers, *changes) for p in check_layer(Config, layer)]
     data, provenance = merge([*layers, *changes])
     try:
@@ -71,6 +76,23 @@ def resolve(
     sections = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     job = Job(**sections, origin=origin, derived=derived, env=cluster.env)
     return Resolution(job, tuple(notes), tuple(_dormant(config, provenance)), provenance)
+
+
+def _refuse_identity(overrides: Sequence[str]) -> None:
+    """Raises ConfigError for a `--set` of what describes the recipe and not the training."""
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    problems = [
+        Problem(
+            "--set",
+            key,
+            "can't be set for one run: it says what the recipe is",
+            f"fork the recipe and edit {file}",
+        )
+        for key in keys
+        if (file := IDENTITY.get(key.split(".")[0].strip()))
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _validated(data: dict[str, object], provenance: Provenance, layers: Sequence[Layer]) -> Config:
@@ -91,6 +113,7 @@ def check(config: Config, provenance: Provenance) -> tuple[Derived, list[str]]:
 
     problems: list[Problem] = [
         *unsupported(config, where_of),
+        *dataset_problems(config, where_of),
         *contradictions(config, lambda key: key in provenance, where_of),
     ]
     try:
@@ -108,16 +131,8 @@ def _dormant(config: Config, provenance: Provenance) -> Iterator[str]:
             yield f"{provenance[key]}: {key} has no effect: {why}"
 
 
-def with_overrides(job: Job, overrides: Sequence[str], *, allow: Sequence[str] = ()) -> Job:
-    """The job with some settings changed and everything derived anew. Raises ConfigError.
-
-    allow: dotted prefixes that may change; () = any.
-    """
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        if allow and not key.startswith(tuple(allow)):
-            cure = f"only {', '.join(f'{prefix}*' for prefix in allow)} may change"
-            raise ConfigError([Problem(f"--set {override}", key, "can't change here", cure)])
+def with_overrides(job: Job, overrides: Sequence[str]) -> Job:
+    """The job with some settings changed and everything derived anew. Raises ConfigError."""
     data = tomllib.loads(to_toml(job))
     for name in ("origin", "derived", "env"):
         data.pop(name)

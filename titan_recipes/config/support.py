@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from titan_recipes.config.hardware import NO_GPU
 from titan_recipes.config.load import show
 from titan_recipes.config.schema import Config
 from titan_recipes.errors import Problem
@@ -67,6 +68,42 @@ DORMANT: tuple[Dormancy, ...] = (
         ("parallelism.expert_parallel_comm_backend",),
         lambda c: c.parallelism.expert_parallel_degree > 1,
         "expert_parallel_degree is 1",
+    ),
+    Dormancy(
+        (
+            "training.dataloader.persistent_workers",
+            "training.dataloader.prefetch_factor",
+        ),
+        lambda c: c.training.dataloader.num_workers > 0,
+        "training.dataloader.num_workers is 0",
+    ),
+    Dormancy(
+        ("validation.dataloader.persistent_workers", "validation.dataloader.prefetch_factor"),
+        lambda c: c.validation.dataloader.num_workers > 0,
+        "validation.dataloader.num_workers is 0",
+    ),
+    Dormancy(
+        ("training.dataloader.", "data.num_proc"),
+        lambda c: not c.data.streaming,
+        "data.streaming is true",
+    ),
+    Dormancy(
+        tuple(
+            f"activation_checkpoint.{key}"
+            for key in ("early_stop", "preserve_rng_state", "determinism_check", "debug")
+        ),
+        lambda c: c.activation_checkpoint.mode != "none",
+        "activation_checkpoint.mode is none",
+    ),
+    Dormancy(
+        ("parallelism.fsdp_reshard_after_forward", "comm."),
+        lambda c: c.plan.nodes * c.plan.gpus_per_node > 1,
+        "the job has one rank",
+    ),
+    Dormancy(
+        ("comm.trace_buf_size", "comm.save_traces_"),
+        lambda c: c.plan.gpu != NO_GPU,
+        'plan.gpu is "cpu"',
     ),
     Dormancy(("debug.moe_force_load_balance",), lambda c: False, "the model has no experts"),
     Dormancy(
@@ -213,6 +250,12 @@ def contradictions(
             yield clash("data.streaming", "data.sources", "a mixture reads prepared shards")
         if explicit("data.shuffle") and config.data.shuffle:
             yield clash("data.streaming", "data.shuffle", "a stream comes in its own order")
+    if (config.training.dtype, config.training.mixed_precision_param) == ("bfloat16", "float32"):
+        cure = 'parameters in bfloat16 are computed in it; set mixed_precision_param = "bfloat16"'
+        yield clash("training.mixed_precision_param", 'training.dtype = "bfloat16"', cure)
+    if config.profiling.enable_memory_snapshot and config.plan.gpu == NO_GPU:
+        cure = "only CUDA's allocator keeps a history"
+        yield clash("profiling.enable_memory_snapshot", 'plan.gpu = "cpu"', cure)
     checkpoint = config.checkpoint
     if checkpoint.load_only and checkpoint.create_seed_checkpoint:
         yield clash("checkpoint.create_seed_checkpoint", "checkpoint.load_only", "keep one")

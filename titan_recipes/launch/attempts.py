@@ -10,10 +10,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from titan_recipes.errors import EXIT_FAULT, EXIT_USER
+from titan_recipes.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER
 from titan_recipes.launch.record import Attempt
 from titan_recipes.launch.rows import figure
 
+EXIT_FAILED = 1  # what a failure worth retrying ends in
 NEVER_RETRIED = (EXIT_USER, EXIT_FAULT)
 WARMUP_ROWS = 1  # the first logged step of an attempt times compilation and first allocations
 
@@ -45,6 +46,14 @@ def is_retried(attempts: Sequence[Attempt], max_restarts: int) -> bool:
     """Whether the last attempt, a failed one, is followed by another."""
     last = attempts[-1]
     return last.exit_code not in NEVER_RETRIED and failures_in_a_row(attempts) <= max_restarts
+
+
+def exit_code(attempts: Sequence[Attempt]) -> int:
+    """The exit code of a run that ended with the last attempt; EXIT_FAILED where it had none."""
+    if attempts and attempts[-1].outcome in ("done", "stopped"):
+        return EXIT_DONE
+    code = attempts[-1].exit_code if attempts else EXIT_FAILED
+    return code if code in NEVER_RETRIED else EXIT_FAILED
 
 
 def measured(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ record written in its place. Resuming starts the node entry point again on the s
 lock makes sure that of two shells that resume at once, one does.
 """
 
+import errno
 import fcntl
 import os
 import signal
@@ -14,13 +15,12 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 
 from titan_recipes.config.job import Job, read_job, to_toml
 from titan_recipes.config.layout import RunLayout, replace_file
-from titan_recipes.config.resolve import with_overrides
-from titan_recipes.errors import ConfigError, LaunchError, Problem
+from titan_recipes.errors import LaunchError
 from titan_recipes.launch.attempts import newest_checkpoint
+from titan_recipes.launch.changes import change
 from titan_recipes.launch.logs import Tail
 from titan_recipes.launch.record import (
     START_TIMEOUT_SECONDS,
@@ -36,15 +36,11 @@ from titan_recipes.launch.record import (
 from titan_recipes.launch.runs import Run, open_run
 from titan_recipes.launch.status import checkpoint_folder
 from titan_recipes.launch.titan_local import resume_node
+from titan_recipes.launch.torchrun import end_orphans
 
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 30.0  # beyond grace_seconds, for the node entry point to end and say so
 KILL_SECONDS = 10.0  # for the node entry point to kill its ranks and say so
-
-CHANGEABLE = ("training.steps", "checkpoint.", "metrics.")
-"""What `resume --set` may change: the length of the training, and what is written down."""
-FIXED = ("checkpoint.enable", "checkpoint.folder")
-"""... but not these: the run would not find its checkpoints and start from step 0."""
 
 STARTERS: dict[str, Callable[[RunLayout], int]] = {
     "local": resume_node,
@@ -52,6 +48,16 @@ STARTERS: dict[str, Callable[[RunLayout], int]] = {
     "local_cwd": resume_node,
 }
 """Scheduler -> what starts the node entry point of an ended run again; gives its process id."""
+
+
+@contextmanager
+def _ours(run: Run, verb: str) -> Generator[None]:
+    """Raises LaunchError where the system forbids what is done to a run inside."""
+    try:
+        yield
+    except PermissionError as error:
+        why = f"not yours to {verb}: {error.strerror}"
+        raise LaunchError(f"{run.name}: {why}; ask the owner of {run.layout.root}") from error
 
 
 def cancel(run: Run, *, waiting: Callable[[float], None]) -> Run:
@@ -67,7 +73,8 @@ def cancel(run: Run, *, waiting: Callable[[float], None]) -> Run:
         waited = time.monotonic() - began
         if waited > grace + ANSWER_SECONDS:
             return _unanswered(open_run(run.layout.root), waited)
-        run.layout.stop.touch()  # again: an attempt that begins takes an old one away
+        with _ours(run, "stop"):
+            run.layout.stop.touch()  # again: an attempt that begins takes an old one away
         waiting(waited)
         time.sleep(POLL_SECONDS)
     return open_run(run.layout.root)
@@ -78,12 +85,17 @@ def _unanswered(run: Run, waited: float) -> Run:
     last = run.record.attempts[-1] if run.record.attempts else None
     if last and last.host != socket.gethostname():
         return _close(run, last, f"lost: {last.host} did not answer for {waited:.0f} s")
-    kill = f"titan-recipes cancel {run.name} --now"
+    kill = f"titan-recipes cancel {run.word} --now"
     raise LaunchError(f"{run.name}: not stopped after {waited:.0f} s; kill it: {kill}")
 
 
 def kill(run: Run) -> Run:
     """End a run at once, without a checkpoint; the run as it ended. Raises LaunchError."""
+    with _ours(run, "stop"):
+        return _kill(run)
+
+
+def _kill(run: Run) -> Run:
     run.layout.stop.touch()
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not (attempts := read_record(run.layout).attempts):  # launched a moment ago
@@ -98,7 +110,7 @@ def kill(run: Run) -> Run:
         patient = time.monotonic() < deadline  # from the second SIGTERM on, it kills its ranks
         _signal(last.pid, signal.SIGTERM if patient else signal.SIGKILL)
         time.sleep(POLL_SECONDS)
-    _kill_orphans(run.layout)
+    end_orphans(run.layout)
     run = open_run(run.layout.root)
     last = run.record.attempts[-1]
     return run if last.final else _close(run, last, "killed by cancel --now")
@@ -107,26 +119,6 @@ def kill(run: Run) -> Run:
 def _signal(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def orphans(layout: RunLayout) -> list[int]:
-    """torchrun and ranks of this run on this host, by their arguments: job.toml and --attempt."""
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if os.fsencode(layout.job) in words and b"--attempt" in words:
-                    found.append(int(entry.name))
-    return found
-
-
-def _kill_orphans(layout: RunLayout) -> None:
-    """End what a dead entry point left: torchrun gives its ranks 30 s, in which they still save."""
-    while left := orphans(layout):
-        for pid in left:
-            _signal(pid, signal.SIGKILL)
-        time.sleep(POLL_SECONDS)
 
 
 def _close(run: Run, last: Attempt, cause: str) -> Run:
@@ -147,41 +139,30 @@ def resume(run: Run, overrides: Sequence[str] = ()) -> int:
     start = STARTERS.get(run.record.scheduler)
     if start is None:
         raise LaunchError(f"{run.name}: can't resume a run of {run.record.scheduler} from here")
-    with _alone(run):
+    with _ours(run, "resume"), _alone(run):
         run = open_run(layout.root)
         state = run_status(layout, run.record).state
         if not state.is_final:
-            stop = f"stop it first: titan-recipes cancel {run.name}"
+            stop = f"stop it first: titan-recipes cancel {run.word}"
             raise LaunchError(f"{run.name}: is still {state.value}; {stop}")
         job = read_job(layout.job)
         changed = change(job, overrides)
         _check_unfinished(run, job, changed, state)
+        end_orphans(layout)
+        text = layout.job.read_text(encoding="utf-8")
         if changed != job:
             replace_file(layout.job, to_toml(changed))
-        _kill_orphans(layout)
         layout.stop.unlink(missing_ok=True)
         layout.requeue.unlink(missing_ok=True)
         log = layout.node_log(0)
         offset = log.stat().st_size if log.exists() else 0
-        _await_attempt(run, start(layout), offset)
+        try:
+            _await_attempt(run, start(layout), offset)
+        except BaseException:
+            if not _began(run):
+                replace_file(layout.job, text)
+            raise
     return offset
-
-
-def change(job: Job, overrides: Sequence[str]) -> Job:
-    """The job with what may change in a resumed run changed. Raises ConfigError."""
-    problems: list[Problem] = []
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        if key in FIXED:
-            got = "can't change in a resumed run: it would not find its checkpoints"
-            problems.append(Problem("--set", key, got, "launch a new run for it"))
-        elif not key.startswith(CHANGEABLE):
-            got = "can't change in a resumed run: it goes on with the training it began"
-            cure = "training.steps, checkpoint.* and metrics.* may; launch a new run for others"
-            problems.append(Problem("--set", key, got, cure))
-    if problems:
-        raise ConfigError(problems)
-    return with_overrides(job, overrides) if overrides else job
 
 
 def _check_unfinished(run: Run, job: Job, changed: Job, state: RunState) -> None:
@@ -203,23 +184,33 @@ def _alone(run: Run) -> Generator[None]:
         yield
     except BlockingIOError:
         raise LaunchError(f"{run.name}: is being resumed by another shell right now") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        cure = "its file system has no locks; resume it from a host that mounts it with locks"
+        raise LaunchError(f"{run.name}: {cure}: {error.strerror}") from error
     finally:
         os.close(file)
 
 
+def _began(run: Run) -> bool:
+    """Whether an attempt began since the run was read."""
+    return len(read_record(run.layout).attempts) > len(run.record.attempts)
+
+
 def _await_attempt(run: Run, pid: int, log_offset: int) -> None:
     """Wait until the started process began an attempt. Raises LaunchError with what it said."""
-    before = len(run.record.attempts)
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         gone = process_start(pid) is None  # asked before the record: it may write that, then go
-        if len(read_record(run.layout).attempts) > before:
+        if _began(run):
             return
         if gone:
             said = " ".join(Tail(run.layout.node_log(0), offset=log_offset).rest())
             raise LaunchError(f"{run.name}: could not be resumed: {said or 'its process is gone'}")
         time.sleep(POLL_SECONDS)
+    _signal(pid, signal.SIGKILL)  # or it would begin after all, behind the back of who asked
     late = (
-        f"no attempt began within {START_TIMEOUT_SECONDS:.0f} s; see titan-recipes logs {run.name}"
+        f"no attempt began within {START_TIMEOUT_SECONDS:.0f} s; see titan-recipes logs {run.word}"
     )
     raise LaunchError(f"{run.name}: {late}")

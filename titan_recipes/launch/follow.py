@@ -22,17 +22,15 @@ from rich.table import Column
 
 from titan_recipes.config.job import Job
 from titan_recipes.config.schema import Metrics
-from titan_recipes.errors import EXIT_DONE
-from titan_recipes.launch.attempts import NEVER_RETRIED
+from titan_recipes.launch.attempts import exit_code
 from titan_recipes.launch.logs import POLL_SECONDS, Tail, metrics_of
-from titan_recipes.launch.record import RunState, run_status
+from titan_recipes.launch.record import run_status
 from titan_recipes.launch.rows import figure
 from titan_recipes.launch.runs import Run, open_run
 from titan_recipes.launch.status import Status, eta_seconds, status_of
 from titan_recipes.launch.text import duration, gib, number, progress, short_path
 
 EXIT_LEFT = 130  # the shell's code for Ctrl-C: whoever followed left, the run goes on
-EXIT_FAILED = 1  # what a failure worth retrying ends in
 
 
 class Interrupts:
@@ -130,22 +128,18 @@ def follow(run: Run, *, log_offset: int = 0, console: Console | None = None) -> 
                 answered += 1
                 if answered > 1:
                     screen.line(f"left; {run.name} saves its checkpoint, then stops", "bold")
-                    screen.line(f"  titan-recipes status {run.name}")
+                    screen.line(f"  titan-recipes status {run.word}")
                     return EXIT_LEFT
-                layout.stop.touch()
-                screen.line("stopping with a checkpoint; Ctrl-C again leaves it to itself", "bold")
+                try:
+                    layout.stop.touch()
+                    words = "stopping with a checkpoint; Ctrl-C again leaves it to itself"
+                except OSError as error:  # somebody else's run
+                    words = f"not yours to stop: {error.strerror}; Ctrl-C again leaves it to itself"
+                screen.line(words, "bold")
             time.sleep(POLL_SECONDS)
     ended_run = open_run(layout.root)
     tell_end(ended_run, screen)
-    return exit_code(ended_run)
-
-
-def exit_code(run: Run) -> int:
-    """The exit code of a run that has ended, as its node entry point returned it."""
-    if run_status(run.layout, run.record).state is not RunState.FAILED:
-        return EXIT_DONE
-    code = run.record.attempts[-1].exit_code if run.record.attempts else -1
-    return code if code in NEVER_RETRIED else EXIT_FAILED
+    return exit_code(ended_run.record.attempts)
 
 
 def tell_end(run: Run, screen: Screen) -> None:

@@ -1,5 +1,6 @@
 """What this machine offers to a local run: its GPUs and the trainer's packages. No torch."""
 
+import dataclasses
 import os
 import subprocess
 from importlib.util import find_spec
@@ -8,7 +9,10 @@ from pathlib import Path
 from titan_recipes.config.hardware import ANY_GPU, NO_GPU
 from titan_recipes.config.job import Job
 from titan_recipes.config.resolve import with_overrides
-from titan_recipes.errors import LaunchError
+from titan_recipes.errors import ConfigError, LaunchError
+
+TRAINER_MODULES = ("torch", "numpy", "pyarrow", "safetensors", "tiktoken", "tokenizers")
+"""What no training does without."""
 
 
 def num_gpus() -> int:
@@ -50,14 +54,31 @@ def fit(job: Job) -> tuple[Job, str]:
     if present >= ranks or (plan.gpu == ANY_GPU and not present):
         return job, ""
     if plan.gpu == ANY_GPU:
-        capped = with_overrides(job, [f"plan.gpus_per_node={present}"])
-        return capped, f"{present} GPU(s) here: {present} rank(s) instead of {ranks}"
+        return _capped(job, present)
     cure = "choose another plan, --set plan.gpus_per_node or --set plan.gpu=cpu, or --dry-run"
     got = f"needs {ranks} {plan.gpu} GPU(s), here are {present}"
     raise LaunchError(f"plan {job.origin.plan}: {got}; {cure}")
 
 
+def _capped(job: Job, present: int) -> tuple[Job, str]:
+    """The job on that many ranks, with the same tokens in a step where they divide; and a note."""
+    ranks, before = f"plan.gpus_per_node={present}", job.derived
+    try:
+        capped = with_overrides(
+            job, [ranks, f"training.global_batch_size={before.global_batch_size}"]
+        )
+    except ConfigError:  # the batch does not divide; what else is wrong is said here
+        capped = with_overrides(job, [ranks])
+    tokens, wanted = capped.derived.tokens_per_step, before.tokens_per_step
+    note = f"{present} GPU(s) here: {present} rank(s) instead of {job.plan.gpus_per_node}, "
+    note += f"still {tokens:,}" if tokens == wanted else f"{tokens:,} instead of {wanted:,}"
+    # The user typed none of this: [origin] keeps what was.
+    return dataclasses.replace(capped, origin=job.origin), f"{note} tokens per step"
+
+
 def check_trainer() -> None:
     """Raises LaunchError where this Python can't train."""
-    if find_spec("torch") is None:
-        raise LaunchError("torch is not installed here; pip install 'titan-recipes[trainer]'")
+    missing = [module for module in TRAINER_MODULES if find_spec(module) is None]
+    if missing:
+        cure = "pip install 'titan-recipes[trainer]'"
+        raise LaunchError(f"training needs {', '.join(missing)}, not installed here; {cure}")

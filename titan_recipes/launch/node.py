@@ -26,17 +26,23 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import FrameType
 
+from titan_recipes.config.home import expanded
 from titan_recipes.config.job import Job, decode, read_job, to_toml
 from titan_recipes.config.layout import RankExit, RunLayout, read_exit, replace_file
 from titan_recipes.errors import EXIT_DONE, LaunchError, TitanRecipesError
 from titan_recipes.launch.attempts import (
+    EXIT_FAILED,
     NEVER_RETRIED,
+    exit_code,
     failures_in_a_row,
     is_retried,
     measured,
     newest_checkpoint,
 )
+from titan_recipes.launch.changes import is_same_training
+from titan_recipes.launch.claim import CLOCK_SKEW, claim
 from titan_recipes.launch.record import (
+    RUN_DIR_FLAG,
     Attempt,
     RunRecord,
     new_record,
@@ -48,7 +54,9 @@ from titan_recipes.launch.record import (
 )
 from titan_recipes.launch.rows import read_rows
 from titan_recipes.launch.torchrun import (
+    ATTEMPT_FLAG,
     Torchrun,
+    end_orphans,
     explain,
     rendezvous,
     torchrun_command,
@@ -56,10 +64,8 @@ from titan_recipes.launch.torchrun import (
 )
 
 TRAINER_MODULE = "titan_recipes.trainer"
-EXIT_FAILED = 1
 POLL_SECONDS = 0.1
 JOIN_TIMEOUT = timedelta(minutes=5)
-CLOCK_SKEW = timedelta(minutes=2)
 STOPPED = RankExit(EXIT_DONE, -1, "asked to stop before it started")
 
 
@@ -79,7 +85,7 @@ class Options:
 
 def parse_options(argv: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(prog="titan_recipes.launch.node", description=__doc__)
-    parser.add_argument("--run-dir", type=Path, required=True, help="the run directory")
+    parser.add_argument(RUN_DIR_FLAG, type=Path, required=True, help="the run directory")
     parser.add_argument("--job", default="", help="the encoded job; default: the directory's own")
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes")
     parser.add_argument("--node-rank", type=int, default=0, help="this node's place among them")
@@ -95,7 +101,7 @@ def parse_options(argv: Sequence[str] | None) -> Options:
     given = vars(parser.parse_args(argv))
     variable = given.pop("master_addr_env")
     given["master_addr"] = given["master_addr"] or os.environ.get(variable) or "127.0.0.1"
-    given["run_dir"] = given["run_dir"].expanduser().resolve()
+    given["run_dir"] = expanded(given["run_dir"]).resolve()
     return Options(**given)
 
 
@@ -149,6 +155,13 @@ class StopRequest:
     def is_made(self) -> bool:
         return self._file.exists()
 
+    @property
+    def moment(self) -> int | None:
+        """When the stop file was last touched; None where there is none."""
+        with suppress(FileNotFoundError):
+            return self._file.stat().st_mtime_ns
+        return None
+
     def overdue(self) -> str:
         """Why the ranks are to be killed now; "" = they are not."""
         if self._num_signals > 1:
@@ -175,10 +188,9 @@ class Node:
         """Train, again after failures, until the run is over for this node; its exit code."""
         if self._options.node_rank > 0:
             self._stop.install()
-            why = self._train(self._joined_attempt())
-            return why.code if why else EXIT_DONE
+            return self._follow_node_0()
         record = self._open_record()
-        if verdict := self._verdict(record):
+        if verdict := self._verdict(record.attempts):
             code, words = verdict
             self._log.say(words)
             return code
@@ -187,15 +199,13 @@ class Node:
             attempt = self._begin(record, resumed)
             record = record.with_attempt(attempt)
             write_record(self._layout, record)
-            why = self._train(attempt.number)
+            why = self._train(attempt)
             record = self._end(record, why)
             write_record(self._layout, record)
             attempt, resumed = record.attempts[-1], False
             self._tell(record, why)
-            if attempt.outcome != "failed":
-                return EXIT_DONE
             if attempt.final:
-                return attempt.exit_code if attempt.exit_code in NEVER_RETRIED else EXIT_FAILED
+                return exit_code(record.attempts)
             if self._options.nodes > 1:
                 return attempt.exit_code
 
@@ -206,19 +216,19 @@ class Node:
         """
         if not self._layout.record.exists():
             handle = os.environ.get("TORCHX_JOB_ID", "")
-            scheduler = handle.partition("://")[0]
+            scheduler = handle.partition("://")[0] or "local"  # started by hand
             name = self._layout.root.name
             record = new_record(
                 self._job, name=name, scheduler=scheduler, handle=handle, command=()
             )
-            with suppress(OSError):  # a container's home may be read-only, and finds no runs anyway
-                remember_outputs(self._layout.root.parent)
+            remember_outputs(self._layout.root.parent)
         else:
             record = read_record(self._layout)
         last = record.attempts[-1] if record.attempts else None
         here = last and last.host == socket.gethostname()
         if last and here and process_start(last.pid) == last.pid_start:
             raise LaunchError(f"{self._layout.root}: runs already, as process {last.pid}")
+        end_orphans(self._layout)
         if last and last.outcome == "running":
             cause = f"lost: process {last.pid} on {last.host} went without a word"
             record = self._end(record, RankExit(EXIT_FAILED, -1, cause))
@@ -228,27 +238,25 @@ class Node:
         self._stop.install()
         return record
 
-    def _verdict(self, record: RunRecord) -> tuple[int, str] | None:
+    def _attempts(self) -> tuple[Attempt, ...]:
+        return read_record(self._layout).attempts if self._layout.record.exists() else ()
+
+    def _verdict(self, attempts: Sequence[Attempt]) -> tuple[int, str] | None:
         """(exit code, words) where a scheduler restarted a run that needs no further attempt."""
-        if self._options.resumed or not record.attempts:
+        if self._options.resumed or not attempts:
             return None
-        last = record.attempts[-1]
+        last = attempts[-1]
         if last.outcome == "done":
             return EXIT_DONE, "trained to its last step already"
-        if failures_in_a_row(record.attempts) > self._job.fault_tolerance.max_restarts:
+        if last.outcome == "failed" and last.exit_code in NEVER_RETRIED:
+            return last.exit_code, f"not retried: {last.cause}; mend it, then: titan-recipes resume"
+        if failures_in_a_row(attempts) > self._job.fault_tolerance.max_restarts:
             return EXIT_FAILED, f"given up: {last.cause}; go on with: titan-recipes resume"
         return None
 
     def _begin(self, record: RunRecord, resumed: bool) -> Attempt:
         """Claim the next attempt. Raises LaunchError where another process just did."""
-        number = record.attempts[-1].number + 1 if record.attempts else 1
-        folder = self._layout.attempt(number)
-        folder.parent.mkdir(exist_ok=True)
-        try:
-            folder.mkdir()  # atomic, also on NFS
-        except FileExistsError:
-            cure = "another process began this attempt; if none runs, remove that directory"
-            raise LaunchError(f"{folder}: exists; {cure}") from None
+        number = claim(self._layout, record.attempts[-1].number + 1 if record.attempts else 1)
         self._layout.requeue.unlink(missing_ok=True)
         step = newest_checkpoint(self._checkpoints)
         return Attempt(
@@ -262,31 +270,44 @@ class Node:
             resumed=resumed,
         )
 
-    def _joined_attempt(self) -> int:
-        """The attempt that node 0 began. Raises LaunchError where it begins none."""
+    def _follow_node_0(self) -> int:
+        """Take part in the attempt that node 0 begins, if it begins one; the exit code.
+
+        Raises LaunchError where node 0 neither begins one nor ends.
+        """
         started = datetime.fromisoformat(now())
         deadline = time.monotonic() + JOIN_TIMEOUT.total_seconds()
-        while time.monotonic() < deadline and not self._stop.is_made:
-            if self._layout.record.exists() and (attempts := read_record(self._layout).attempts):
-                began = datetime.fromisoformat(attempts[-1].started)
-                if attempts[-1].outcome == "running" and began > started - CLOCK_SKEW:
-                    return attempts[-1].number
+        before = self._attempts()
+        # A stop asked for before belongs to the past: node 0 takes it away.
+        old = self._stop.moment if before or self._options.resumed else None
+        while time.monotonic() < deadline:
+            if attempts := self._attempts():
+                last = attempts[-1]
+                began = datetime.fromisoformat(last.started)
+                if last.outcome == "running" and began > started - CLOCK_SKEW:
+                    why = self._train(last)
+                    return why.code if why else EXIT_DONE
+                if last.final and (len(attempts) > len(before) or self._verdict(attempts)):
+                    return exit_code(attempts)
+            if self._stop.moment not in (None, old):
+                return EXIT_DONE
             time.sleep(POLL_SECONDS)
         raise LaunchError(f"{self._layout.record}: node 0 began no attempt within {JOIN_TIMEOUT}")
 
-    def _train(self, attempt: int) -> RankExit | None:
+    def _train(self, attempt: Attempt) -> RankExit | None:
         """One torchrun, to its end; None where it succeeded, else why it did not."""
         if self._stop.is_made:
             self._layout.requeue.touch()
             return STOPPED
         options, ranks = self._options, self._job.plan.gpus_per_node
+        retry = ["--retry"] if attempt.number > 1 and not attempt.resumed else []
         meet = rendezvous(options.nodes, options.node_rank, options.master_addr, options.run_id)
         torchrun = Torchrun(
             torchrun_command(
                 meet,
                 ranks,
                 options.trainer_module,
-                [str(self._layout.job), "--attempt", str(attempt)],
+                [str(self._layout.job), ATTEMPT_FLAG, str(attempt.number), *retry],
             ),
             torchrun_env(self._job.env, ranks),
             self._layout.logs / "torchrun.log",
@@ -300,7 +321,7 @@ class Node:
             return RankExit(EXIT_FAILED, -1, killed)
         if code == EXIT_DONE:
             return None
-        return explain(code, torchrun.errors(), read_exit(self._layout.exit(attempt)))
+        return explain(code, torchrun.errors(), read_exit(self._layout.exit(attempt.number)))
 
     def _end(self, record: RunRecord, why: RankExit | None) -> RunRecord:
         """The record with its last attempt closed."""
@@ -344,7 +365,9 @@ class Node:
 def adopt_job(layout: RunLayout, encoded: str) -> Job:
     """The run's job: the argument's, written to job.toml, or the one that is there already.
 
-    Raises ConfigError, or LaunchError where the directory holds another job.
+    A scheduler that restarts a run brings the job it was launched with; what `resume --set` made of
+    it since is in the directory. Raises ConfigError, or LaunchError where the directory holds
+    another job.
     """
     if not encoded:
         return read_job(layout.job)
@@ -352,9 +375,11 @@ def adopt_job(layout: RunLayout, encoded: str) -> Job:
     if not layout.job.exists():
         layout.root.mkdir(parents=True, exist_ok=True)
         replace_file(layout.job, to_toml(job))
-    elif read_job(layout.job) != job:
+        return job
+    there = read_job(layout.job)
+    if there != job and not is_same_training(there, job):
         raise LaunchError(f"{layout.root}: holds a run of another job; give the run another --name")
-    return job
+    return there
 
 
 def main(argv: Sequence[str] | None = None) -> int:

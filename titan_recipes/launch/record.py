@@ -15,21 +15,30 @@ import os
 import platform
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from pydantic import TypeAdapter, ValidationError
+
+from titan_recipes.config.data_root import data_root
+from titan_recipes.config.home import user_folder
 from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RunLayout, replace_file
 from titan_recipes.errors import LaunchError
+from titan_recipes.launch.torchrun import processes_with
 
+RUN_DIR_FLAG = "--run-dir"  # of the node entry point, by which its process is found
 Outcome = Literal["running", "done", "stopped", "failed"]
 START_TIMEOUT_SECONDS = 60.0
+SUBMIT_SECONDS = 2.0  # from the record to the process, which the launcher starts right after
 PACKAGES = (
     "titan-recipes",
     "torch",
@@ -99,6 +108,8 @@ class RunRecord:
     """The command line that launched it, as typed."""
     created: str
     """ISO 8601, UTC."""
+    host: str = ""
+    """Host name of the machine that launched it; "" = unknown."""
     cwd: str = ""
     """The directory it was launched in: relative paths in the job start there."""
     versions: dict[str, str] = field(default_factory=dict[str, str])
@@ -173,9 +184,12 @@ def new_record(
         handle=handle,
         command=tuple(command),
         created=now(),
+        host=socket.gethostname(),
         cwd=os.getcwd(),
         versions=installed_versions(),
-        git_revision=git_revision(Path(job.origin.bundle or ".")),
+        git_revision=git_revision(
+            Path(job.origin.bundle) if job.origin.bundle else data_root() / "recipes"
+        ),
         image=image,
         predicted={key: value for key, value in predicted.items() if value},
     )
@@ -191,9 +205,19 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_revision(folder: Path) -> str:
-    """Commit of the repository around a folder, "-dirty" where it was changed; "" = none."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-    command += ["--exclude=*"]  # the commit itself, never a tag's name
+    """Commit of the repository that holds a folder, "-dirty" where it was changed; "" = none.
+
+    A repository that only surrounds it, as one does a virtual environment in it, does not count.
+    """
+    if not _git(folder, "ls-files", "--", "."):
+        return ""
+    # --exclude: the commit itself, never a tag's name
+    return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git prints in a folder; "" where it fails."""
+    command = ["git", "-C", str(folder), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -204,14 +228,30 @@ def git_revision(folder: Path) -> str:
 def read_record(layout: RunLayout) -> RunRecord:
     """Read run.json. Raises LaunchError where it is missing or can't be read."""
     try:
-        data: dict[str, Any] = json.loads(layout.record.read_text(encoding="utf-8"))
-        data["command"] = tuple(data["command"])
-        data["attempts"] = tuple(Attempt(**attempt) for attempt in data["attempts"])
-        return RunRecord(**data)
+        text = layout.record.read_text(encoding="utf-8")
+        return _checked(_record_type().validate_json(text, strict=True))
     except FileNotFoundError as error:
         raise LaunchError(f"{layout.root}: not a run directory; it has no run.json") from error
-    except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = ".".join(str(part) for part in first["loc"])
+        raise LaunchError(f"{layout.record}: not a run record: {what}: {first['msg']}") from error
+    except (OSError, ValueError) as error:
         raise LaunchError(f"{layout.record}: not a run record: {error}") from error
+
+
+@cache
+def _record_type() -> TypeAdapter[RunRecord]:
+    return TypeAdapter(RunRecord)
+
+
+def _checked(record: RunRecord) -> RunRecord:
+    """The record. Raises ValueError for a time in it that is none, or that has no time zone."""
+    ended = [attempt.ended for attempt in record.attempts if attempt.ended]
+    for moment in (record.created, *(attempt.started for attempt in record.attempts), *ended):
+        if datetime.fromisoformat(moment).tzinfo is None:
+            raise ValueError(f"{moment} has no time zone")
+    return record
 
 
 def write_record(layout: RunLayout, record: RunRecord) -> None:
@@ -240,7 +280,7 @@ def run_status(layout: RunLayout, record: RunRecord | None = None) -> RunStatus:
     """What the run is doing, from the record, the stop file and the entry point's process."""
     record = record or read_record(layout)
     if not record.attempts:
-        return _unstarted(record)
+        return _unstarted(layout, record)
     last = record.attempts[-1]
     if last.outcome == "done":
         return RunStatus(RunState.SUCCEEDED)
@@ -252,47 +292,60 @@ def run_status(layout: RunLayout, record: RunRecord | None = None) -> RunStatus:
         if layout.stop.exists():
             return RunStatus(RunState.RUNNING, "asked to stop; saving a checkpoint")
         return RunStatus(RunState.RUNNING, f"retrying after: {last.cause}" if last.cause else "")
-    after = _read_again(layout, last)
+    after = _read_again(layout, record)
     if after is not None:
         return run_status(layout, after)
     lost = f"lost: its process {last.pid} on {last.host} is gone without a word"
     return RunStatus(RunState.FAILED, f"{lost}; before it: {last.cause}" if last.cause else lost)
 
 
-def _read_again(layout: RunLayout, last: Attempt) -> RunRecord | None:
-    """The record, where it changed after `last` was read: a process writes its end, then goes."""
+def _read_again(layout: RunLayout, before: RunRecord) -> RunRecord | None:
+    """The record, where it changed since it was read: a process writes its end, then goes."""
     record = read_record(layout)
-    return record if record.attempts[-1] != last else None
+    return record if record.attempts != before.attempts else None
 
 
-def _unstarted(record: RunRecord) -> RunStatus:
+def _unstarted(layout: RunLayout, record: RunRecord) -> RunStatus:
     """A run without attempts: soon to start, waiting in a queue, or never started at all."""
-    age = datetime.now(UTC) - datetime.fromisoformat(record.created)
-    if record.scheduler == "local" and age.total_seconds() > START_TIMEOUT_SECONDS:
-        return RunStatus(RunState.FAILED, "lost: its process never started; see logs/node-0.log")
-    return RunStatus(RunState.PENDING)
+    age = (datetime.now(UTC) - datetime.fromisoformat(record.created)).total_seconds()
+    here = record.host == socket.gethostname()
+    if record.scheduler != "local" or age < (SUBMIT_SECONDS if here else START_TIMEOUT_SECONDS):
+        return RunStatus(RunState.PENDING)
+    if here and processes_with(RUN_DIR_FLAG, str(layout.root)):
+        return RunStatus(RunState.PENDING)
+    after = _read_again(layout, record)
+    if after is not None:
+        return run_status(layout, after)
+    return RunStatus(RunState.FAILED, "lost: its process began no attempt; see logs/node-0.log")
 
 
 def known_outputs() -> list[Path]:
     """The folders that runs were launched into, in the order they were first used."""
+    path = _outputs_list()
     try:
-        lines = _outputs_list().read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []
+    except OSError:  # none yet, or not to be read: runs are found by --outputs still
         return []
     return [Path(line) for line in dict.fromkeys(lines) if line]
 
 
 def remember_outputs(outputs: Path) -> None:
-    """Add a folder to the list of those that hold runs."""
+    """Add a folder to the list of those that hold runs; where that fails, warn in one line."""
     outputs = outputs.resolve()
     if outputs in known_outputs():
         return
     path = _outputs_list()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{outputs}\n")
+    if path is None:  # no home, as in a container: nothing is looked for from there
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{outputs}\n")
+    except OSError as error:
+        cure = f"find these runs with --outputs {outputs}"
+        print(f"warning: {path}: can't be written: {error.strerror}; {cure}", file=sys.stderr)
 
 
-def _outputs_list() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "titan-recipes" / "outputs"
+def _outputs_list() -> Path | None:
+    state = user_folder("XDG_STATE_HOME", ".local/state")
+    return state / "titan-recipes" / "outputs" if state else None

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from titan_recipes import __version__
 from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RankExit, read_exit, replace_file
+from titan_recipes.config.load import loads
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch import charts
 from titan_recipes.launch.record import Attempt, is_alive, now
@@ -278,7 +281,13 @@ def _facts(run: Run, job: Job | None) -> Iterable[Facts]:
 
 
 def _settings(run: Run) -> str:
+    """job.toml, of [env] only the names: the page is mailed, their values are the site's."""
     try:
-        return run.layout.job.read_text(encoding="utf-8", errors="replace")
+        data = loads(run.layout.job.read_text(encoding="utf-8"))
     except OSError as error:
         return f"{run.layout.job}: {error.strerror}"
+    except ValueError as error:
+        return f"{run.layout.job}: not TOML: {error}"
+    if env := data.pop("env", None):
+        data["env"] = sorted(env)
+    return tomli_w.dumps(data)

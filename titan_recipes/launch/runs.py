@@ -5,10 +5,13 @@ and in every folder that a run was ever launched into. The newest run is the one
 """
 
 import os
+import shlex
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from titan_recipes.config.home import expanded
 from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.config.load import did_you_mean
@@ -25,7 +28,18 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.record.name
+        """Its directory's name: no two in one folder have the same."""
+        return self.layout.root.name
+
+    @property
+    def word(self) -> str:
+        """What to type for it here: its name where that leads to it, else its path; quoted."""
+        named = [
+            folder for folder in folders(None) if os.path.exists(folder / self.name / "run.json")
+        ]
+        ours = self.layout.root.parent
+        found = ours in named and (len(named) == 1 or ours == real(default_outputs()))
+        return shlex.quote(self.name if found else str(self.layout.root))
 
     def job(self) -> Job | None:
         """The run's job; None where job.toml is missing or of a version this one can't read."""
@@ -37,30 +51,50 @@ class Run:
 
 def default_outputs() -> Path:
     """$TITAN_RECIPES_OUTPUTS, else ./outputs."""
-    return Path(os.environ.get("TITAN_RECIPES_OUTPUTS") or "outputs").expanduser()
+    return expanded(os.environ.get("TITAN_RECIPES_OUTPUTS") or "outputs")
 
 
 def open_run(root: Path) -> Run:
     """The run in this directory. Raises LaunchError."""
-    layout = RunLayout(root.expanduser().resolve())
+    layout = RunLayout(expanded(root).resolve())
     return Run(layout, read_record(layout))
 
 
 def folders(outputs: Path | None) -> list[Path]:
     """Where runs are looked for; a folder that is gone or given twice is left out."""
     listed = [outputs] if outputs else [default_outputs(), *known_outputs()]
-    real = dict.fromkeys(folder.expanduser().resolve() for folder in listed)
-    return [folder for folder in real if folder.is_dir()]
+    return [folder for folder in dict.fromkeys(map(real, listed)) if not is_gone(folder)]
+
+
+def real(folder: Path) -> Path:
+    """The folder's absolute path without links; unlike Path.resolve it fails for none."""
+    return Path(os.path.realpath(expanded(folder)))
+
+
+def is_gone(folder: Path) -> bool:
+    """Whether there is no such folder; one that can't be looked at is there."""
+    try:
+        return not stat.S_ISDIR(folder.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
 
 
 def find_runs(outputs: Path | None = None) -> tuple[list[Run], list[str]]:
-    """(runs, newest first; one line for each run.json that can't be read)."""
+    """(runs, newest first; one line for each folder or run.json that can't be read)."""
     runs: list[Run] = []
     broken: list[str] = []
     for folder in folders(outputs):
-        for path in folder.glob("*/run.json"):
+        try:
+            names = os.listdir(folder)
+        except OSError as error:
+            broken.append(f"{folder}: can't be read: {error.strerror}")
+            continue
+        for name in names:
             try:
-                runs.append(open_run(path.parent))
+                if os.path.exists(folder / name / "run.json"):  # False where it can't be looked at
+                    runs.append(open_run(folder / name))
             except LaunchError as error:
                 broken.append(str(error))
     return sorted(runs, key=lambda run: run.record.created, reverse=True), broken
@@ -78,6 +112,8 @@ def find_run(name: str | None = None, outputs: Path | None = None) -> Run:
             )
         return runs[0]
     named = [run for run in runs if run.name == name]
+    here = [run for run in named if run.layout.root.parent == real(default_outputs())]
+    named = here or named
     if len(named) > 1:
         paths = ", ".join(str(run.layout.root) for run in named)
         raise LaunchError(f"{len(named)} runs are named {name!r}: {paths}; give the path of one")

@@ -90,7 +90,7 @@ def status_of(run: Run) -> Status:
     attempts = record.attempts
     age = datetime.now(UTC) - datetime.fromisoformat(record.created)
     return Status(
-        run=record.name,
+        run=run.name,
         path=str(layout.root),
         recipe=record.recipe,
         plan=record.plan,
@@ -112,7 +112,7 @@ def status_of(run: Run) -> Status:
         ended=attempts[-1].ended if attempts and now.state.is_final else "",
         age_seconds=age.total_seconds(),
         failures=tuple(_failure(attempt) for attempt in attempts if attempt.outcome == "failed"),
-        next=next_commands(run.name, now.state),
+        next=next_commands(run.word, now.state),
     )
 
 
@@ -125,8 +125,8 @@ def _failure(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def next_commands(name: str, state: RunState) -> tuple[str, ...]:
-    """What is worth typing about a run in this state, the most useful first."""
+def next_commands(word: str, state: RunState) -> tuple[str, ...]:
+    """What is worth typing about a run in this state, the most useful first. word: `Run.word`."""
     verbs = {
         RunState.PENDING: ("logs -f", "cancel"),
         RunState.RUNNING: ("logs -f", "cancel"),
@@ -134,4 +134,4 @@ def next_commands(name: str, state: RunState) -> tuple[str, ...]:
         RunState.SUCCEEDED: ("report",),
         RunState.FAILED: ("logs", "resume", "report"),
     }
-    return tuple(f"titan-recipes {verb} {name}" for verb in verbs[state])
+    return tuple(f"titan-recipes {verb} {word}" for verb in verbs[state])

@@ -9,17 +9,25 @@ would write, and looks at nothing of this machine.
 
 import re
 import time
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING
 
 from titan_recipes.config.data_root import data_root
 from titan_recipes.config.job import Job, to_toml
 from titan_recipes.config.layout import RunLayout, replace_file
-from titan_recipes.errors import LaunchError
+from titan_recipes.errors import BundleError, LaunchError, TitanRecipesError
 from titan_recipes.launch.machine import check_trainer, fit
-from titan_recipes.launch.record import new_record, remember_outputs, write_record
-from titan_recipes.render import render
+from titan_recipes.launch.record import new_record, write_record
+from titan_recipes.launch.runs import real
+from titan_recipes.render import COMPONENT, render
+
+if TYPE_CHECKING:
+    from torchx.runner import Runner
+    from torchx.specs import AppDryRunInfo
 
 SESSION = "titan-recipes"
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -42,6 +50,7 @@ def preview(job: Job, *, outputs: str, name: str = "", scheduler: str = "local")
     Raises LaunchError for a bad name or scheduler.
     """
     _torchx_scheduler(scheduler)
+    check_outputs(outputs)
     if name:
         check_name(name)
     return _files(job, name=name, outputs=outputs)
@@ -58,12 +67,13 @@ def launch(
     backend = _torchx_scheduler(scheduler)
     if name:
         check_name(name)
+    outputs = real(outputs)
+    check_outputs(str(outputs))
     check_trainer()
     job, note = fit(job)
-    layout = _make_directory(outputs.expanduser().resolve(), name or default_name(job), bool(name))
-    files = _files(job, name=layout.root.name, outputs=str(layout.root.parent))
-    for path, text in files.items():
-        replace_file(layout.root / path, text)
+    wanted = name or default_name(job)
+    _files(job, name=wanted, outputs=str(outputs))  # a template that fails does so before mkdir
+    layout = _make_directory(outputs, wanted, bool(name))
     handle = _submit(layout, job, scheduler, backend, command)
     return Launched(layout, handle, (note,) if note else ())
 
@@ -71,7 +81,10 @@ def launch(
 def _submit(
     layout: RunLayout, job: Job, scheduler: str, backend: str, command: Sequence[str]
 ) -> str:
-    """Record the run, then schedule its component through torchx; the app handle."""
+    """Write the run's files, then schedule its component through torchx; the app handle.
+
+    Where that fails before it is scheduled, the directory is gone again.
+    """
     from torchx.runner import Runner  # takes 60 ms that a dry run need not wait for
 
     from titan_recipes.launch.titan_local import app_id, create_scheduler
@@ -81,19 +94,42 @@ def _submit(
         job, name=layout.root.name, scheduler=scheduler, handle=handle, command=command
     )
     with Runner(SESSION, {backend: create_scheduler}) as runner:
-        component = f"{layout.component}:train"
-        request = runner.dryrun_component(component, [], backend, workspace="")
-        write_record(layout, record)
-        remember_outputs(layout.root.parent)
+        try:
+            files = _files(job, name=layout.root.name, outputs=str(layout.root.parent))
+            for path, text in files.items():
+                replace_file(layout.root / path, text)
+            request = _request(runner, layout, job, backend)
+            write_record(layout, record)
+        except BaseException:
+            rmtree(layout.root, ignore_errors=True)
+            raise
         runner.schedule(request)
     return handle
 
 
+def _request(
+    runner: "Runner", layout: RunLayout, job: Job, backend: str
+) -> "AppDryRunInfo[object]":
+    """What torchx would start. Raises BundleError where a bundle's own template is at fault."""
+    own = _templates(job) / f"{COMPONENT}.j2"
+    try:
+        return runner.dryrun_component(f"{layout.component}:train", [], backend, workspace="")
+    except TitanRecipesError:
+        raise
+    except Exception as error:  # whatever code of the user's may raise
+        if not own.is_file():
+            raise
+        raise BundleError(f"{own}: torchx can't use what it renders: {error}") from error
+
+
+def _templates(job: Job) -> Path:
+    """Where the bundle's own templates are, if it has any."""
+    packaged = data_root() / "recipes" / job.recipe.name
+    return (Path(job.origin.bundle) if job.origin.bundle else packaged) / "templates"
+
+
 def _files(job: Job, *, name: str, outputs: str) -> dict[str, str]:
-    bundle = (
-        Path(job.origin.bundle) if job.origin.bundle else data_root() / "recipes" / job.recipe.name
-    )
-    files = render(job, name=name, outputs=outputs, search_path=[bundle / "templates"])
+    files = render(job, name=name, outputs=outputs, search_path=[_templates(job)])
     return {"job.toml": to_toml(job), **files}
 
 
@@ -102,6 +138,13 @@ def _torchx_scheduler(scheduler: str) -> str:
         known = ", ".join(SCHEDULERS)
         raise LaunchError(f"--scheduler {scheduler}: not supported yet; use one of: {known}")
     return SCHEDULERS[scheduler]
+
+
+def check_outputs(outputs: str) -> None:
+    """Raises LaunchError for a path that no terminal, TOML or list of lines could hold."""
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in outputs):
+        got = "holds control characters or bytes that are not UTF-8"
+        raise LaunchError(f"--outputs {outputs!r}: {got}; choose another folder")
 
 
 def check_name(name: str) -> None:

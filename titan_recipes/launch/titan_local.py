@@ -31,6 +31,7 @@ from torchx.specs import AppDef, AppDryRunInfo, AppState, Role, is_terminal, mac
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch.record import (
+    RUN_DIR_FLAG,
     RunState,
     is_alive,
     known_outputs,
@@ -41,7 +42,6 @@ from titan_recipes.launch.record import (
 from titan_recipes.launch.runs import find_runs
 
 NAME = "titan_local"
-RUN_DIR_FLAG = "--run-dir"
 RANK0_ENV = "TITAN_RECIPES_MASTER_ADDR"
 HASH_DIGITS = 8
 POLL_SECONDS = 0.2

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from titan_recipes.config.layout import RankExit
+from titan_recipes.config.layout import RankExit, RunLayout
 from titan_recipes.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER
 
 PR_SET_PDEATHSIG = 1
@@ -36,6 +36,7 @@ FAILED_RANK = re.compile(
     r"^  rank      : (\d+) \(local_rank: \d+\)\n  exitcode  : (-?\d+) \(pid: \d+\)", re.MULTILINE
 )
 TORCHRUN_LOG_LINE = re.compile(r"^[WEF]\d{4} [\d:.]+ \d+ torch/distributed/", re.MULTILINE)
+ATTEMPT_FLAG = "--attempt"
 TRACEBACK = "Traceback (most recent call last):\n"
 
 
@@ -175,6 +176,32 @@ def descendants(root: int, *, direct: bool = False) -> list[int]:
         for pid in found:  # grows while it is walked
             found += children.get(pid, [])
     return found
+
+
+def processes_with(*words: str) -> list[int]:
+    """Processes on this host that have all of these among their arguments."""
+    wanted = {os.fsencode(word) for word in words}
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                if wanted <= set((entry / "cmdline").read_bytes().split(b"\0")):
+                    found.append(int(entry.name))
+    return found
+
+
+def orphans(layout: RunLayout) -> list[int]:
+    """torchrun and ranks of this run on this host, by their arguments: job.toml and --attempt."""
+    return processes_with(str(layout.job), ATTEMPT_FLAG)
+
+
+def end_orphans(layout: RunLayout) -> None:
+    """End what a dead entry point left: torchrun gives its ranks 30 s, in which they still save."""
+    while left := orphans(layout):
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def explain(code: int, report: str, written: RankExit | None) -> RankExit:

@@ -31,7 +31,7 @@ def render(
 
     name, outputs: the defaults of the run's name ("" = the recipe's with the time) and folder;
     image: container image, "" = the Python that launches; search_path: directories whose templates
-    win over the packaged ones. Raises BundleError where such a template can't be rendered.
+    win over the packaged ones. Raises BundleError where one can't be rendered, or not to Python.
     """
     gpus = 0 if job.plan.gpu in (NO_GPU, ANY_GPU) else job.plan.gpus_per_node
     values = {
@@ -47,8 +47,14 @@ def render(
         "job_lines": textwrap.wrap(encode(job), LINE_WIDTH, break_on_hyphens=False),
     }
     template = f"{COMPONENT}.j2"
+    places = ", ".join(str(path) for path in search_path) or "the package"
     try:
-        return {COMPONENT: environment(search_path).get_template(template).render(values)}
-    except TemplateError as error:
-        places = ", ".join(str(path) for path in search_path) or "the package"
+        text = environment(search_path).get_template(template).render(values)
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise BundleError(f"{template}, from {places}: {error}") from error
+    try:
+        compile(text, COMPONENT, "exec")
+    except (SyntaxError, ValueError) as error:
+        got = f"what it renders is not Python: {error}"
+        raise BundleError(f"{template}, from {places}: {got}") from error
+    return {COMPONENT: text}

@@ -13,10 +13,11 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from titan_recipes.config.job import read_job
+from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.layout import RankExit, RunLayout, write_exit
 from titan_recipes.errors import EXIT_DONE, TitanRecipesError
 
@@ -40,13 +41,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m titan_recipes.trainer")
     parser.add_argument("job", type=Path, help="job.toml in the run directory")
     parser.add_argument("--attempt", type=int, default=1, help="number of this attempt")
+    parser.add_argument(
+        "--retry",
+        action="store_true",
+        help="no person began this attempt: go on from the newest checkpoint, not from load_step",
+    )
     arguments = parser.parse_args()
     die_with_parent()
     layout, rank = RunLayout(arguments.job.resolve().parent), int(os.environ.get("RANK", "0"))
     console = redirect_output(layout, rank)
     progress = Progress()
     try:
-        run_rank(layout, arguments.job, progress, console)
+        job = read_job(arguments.job)
+        if arguments.retry:
+            job = replace(job, checkpoint=replace(job.checkpoint, load_step=-1))
+        run_rank(layout, job, progress, console)
     except KeyboardInterrupt:
         return 130
     except BaseException as error:
@@ -89,9 +98,8 @@ def redirect_output(layout: RunLayout, rank: int) -> TextIO:
     return console
 
 
-def run_rank(layout: RunLayout, job_file: Path, progress: Progress, console: TextIO) -> None:
+def run_rank(layout: RunLayout, job: Job, progress: Progress, console: TextIO) -> None:
     """Train as the job says; torch is imported here, after the output has a place to go."""
-    job = read_job(job_file)
     if job.debug.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

@@ -50,26 +50,26 @@ def test_stdlib_files_all_read_as_documents() -> None:
 @pytest.mark.parametrize(
     ("name", "cure"),
     [
-        ("stdlb", "did you mean 'stdlib'?"),
-        ("c4_tset", "did you mean 'c4_test'?"),
-        ("text_validatoin", "did you mean 'text_validation'?"),
+        ("stdlb", 'did you mean "stdlib"?'),
+        ("c4_tset", 'did you mean "c4_test"?'),
+        ("text_validatoin", 'did you mean "text_validation"?'),
         ("zzz", "one of stdlib, text, c4, c4_test, hub, stdlib_validation"),
-        ("c4_test_validation", "did you mean 'text_validation'?"),
+        ("c4_test_validation", 'did you mean "text_validation"?'),
     ],
 )
 def test_source_unknown_name_is_config_error(name: str, cure: str) -> None:
     with pytest.raises(ConfigError) as raised:
         _open(name)
-    assert str(raised.value).startswith(f"train.toml: training.dataset: no dataset '{name}'; ")
+    assert str(raised.value).startswith(f'train.toml: training.dataset: no dataset "{name}"; ')
     assert cure in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("dataset", "path", "message"),
     [
-        ("text", "", 'not set; dataset = "text" needs a file'),
-        ("hub", "", 'not set; dataset = "hub" needs a repository'),
-        ("c4_test", "", "c4_test's file is not part of titan-recipes; get tests/assets/c4_test"),
+        ("text", "", 'not set, for dataset "text"; it needs a file'),
+        ("hub", "", 'not set, for dataset "hub"; it needs a repository'),
+        ("c4_test", "", "its file is not part of titan-recipes: get tests/assets/c4_test"),
         ("text", "/none/x.jsonl", "/none/x.jsonl does not exist"),
         ("text", "/none/*.jsonl", "no file matches /none/*.jsonl"),
         ("stdlib", "asynch", "name a package of the library"),

@@ -12,9 +12,10 @@ class Bounds:
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
+    lt: float | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        limits = {"ge": self.ge, "gt": self.gt, "le": self.le}
+        limits = {"ge": self.ge, "gt": self.gt, "le": self.le, "lt": self.lt}
         return handler(source) | {k: v for k, v in limits.items() if v is not None}
 
 

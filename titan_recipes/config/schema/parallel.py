@@ -78,8 +78,8 @@ class ActivationCheckpoint:
     """Plot run time over memory for each budget."""
     preserve_rng_state: bool = True
     """Restore the random state before recomputing."""
-    determinism_check: str = "default"
-    """How recomputed tensors are compared: "default" or "none"."""
+    determinism_check: Literal["default", "none"] = "default"
+    """How recomputed tensors are compared."""
     debug: bool = False
     """Trace what is recomputed (slow)."""
 

@@ -14,6 +14,8 @@ from titan_recipes.config.schema.fields import (
     section,
 )
 
+Beta = Annotated[float, Bounds(ge=0, lt=1)]
+
 
 @section
 class Optimizer:
@@ -23,9 +25,9 @@ class Optimizer:
     """AdamW decouples weight decay from the gradient; Adam adds it to the gradient."""
     lr: PositiveFloat = 8e-4
     """Peak learning rate."""
-    beta1: Fraction = 0.9
+    beta1: Beta = 0.9
     """Decay of the first moment."""
-    beta2: Fraction = 0.95
+    beta2: Beta = 0.95
     """Decay of the second moment."""
     eps: PositiveFloat = 1e-8
     """Added to the root of the second moment."""

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from titan_recipes.config.home import expanded
 from titan_recipes.config.schema import Checkpoint
 from titan_recipes.errors import CheckpointError, ConfigError, Problem
 from titan_recipes.trainer.checkpoint import commit
@@ -198,7 +199,7 @@ class Checkpointer:
         return self._newest_good(wanted, model_only=False)
 
     def _choose_initial(self, model_only: bool) -> Stored:
-        path = Path(self.config.initial_load_path).expanduser()
+        path = expanded(self.config.initial_load_path)
         found = self._on_rank_0(lambda: commit.find_checkpoints(path))
         chosen = self._newest_good(found, model_only=model_only)
         if chosen is None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from titan_recipes.config.data_root import data_root
+from titan_recipes.config.home import expanded
 from titan_recipes.config.job import Job
 
 
@@ -16,10 +17,10 @@ def bundle_directory(job: Job) -> Path:
 
 def below(directory: Path, text: str) -> Path:
     """The path that `text` means: absolute, below `~`, or relative to `directory`."""
-    return directory / Path(text).expanduser()
+    return directory / expanded(text)
 
 
 def cache_directory(job: Job) -> Path:
     """Where token shards are kept: data.cache_dir, $TITAN_RECIPES_CACHE, ~/.cache/titan-recipes."""
     place = job.data.cache_dir or os.environ.get("TITAN_RECIPES_CACHE")
-    return Path(place or "~/.cache/titan-recipes").expanduser()
+    return expanded(place or "~/.cache/titan-recipes")

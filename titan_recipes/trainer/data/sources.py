@@ -1,11 +1,10 @@
 """Sources: a dataset's name becomes the files that hold its text.
 
 Every dataset has a training part and a held-out one, `NAME` and `NAME_validation`. To add one,
-write a function from `Place` to files and put it in `DATASETS`. Hub datasets end here as files
-too: the arrow files of the `datasets` cache.
+name it in `config.datasets`, write a function from `Place` to files and put it in `FILES_OF`. Hub
+datasets end here as files too: the arrow files of the `datasets` cache.
 """
 
-import difflib
 import hashlib
 import os
 import sysconfig
@@ -15,6 +14,8 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+from titan_recipes.config.datasets import VALIDATION, dataset_problem
+from titan_recipes.config.home import expanded
 from titan_recipes.config.schema import DataSource
 from titan_recipes.errors import ConfigError, DataError, Problem
 from titan_recipes.trainer.data.documents import (
@@ -24,7 +25,6 @@ from titan_recipes.trainer.data.documents import (
     TextFile,
 )
 
-VALIDATION = "_validation"
 C4 = "allenai/c4"
 STDLIB_HOLDOUT = 50
 """One file in this many of the standard library is held out for validation."""
@@ -59,7 +59,7 @@ class Place:
 
     def locate(self) -> str:
         """The path or glob, made absolute."""
-        given = Path(self.path).expanduser()
+        given = expanded(self.path)
         in_bundle = self.bundle / given
         if in_bundle.exists() or glob(str(in_bundle), recursive=True):
             return str(in_bundle.absolute())
@@ -105,16 +105,12 @@ def open_source(asked: DataSource, *, key: str, text_key: str, bundle: Path) -> 
 
     key: where the entry is in the configuration, as in "training" or "data.sources.0".
     """
-    name = asked.dataset.removesuffix(VALIDATION)
-    if name not in DATASETS or asked.dataset == "c4_test" + VALIDATION:
-        known = [*DATASETS, *(known + VALIDATION for known in DATASETS if known != "c4_test")]
-        close = difflib.get_close_matches(asked.dataset, known, n=1)
-        cure = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(known)}"
-        problem = Problem("train.toml", f"{key}.dataset", f"no dataset {asked.dataset!r}", cure)
+    if problem := dataset_problem(asked.dataset, asked.path, key, "train.toml"):
         raise ConfigError([problem])
+    name = asked.dataset.removesuffix(VALIDATION)
     path_key = f"{key}.path" if key.startswith("data.sources") else f"{key}.dataset_path"
     place = Place(path_key, asked.path, bundle, asked.dataset.endswith(VALIDATION))
-    return Source(asked.dataset, text_key, tuple(DATASETS[name](place)))
+    return Source(asked.dataset, text_key, tuple(FILES_OF[name](place)))
 
 
 def text_file(path: Path, root: Path) -> TextFile:
@@ -188,19 +184,6 @@ def _local(place: Place, patterns: Iterable[str] = ()) -> list[TextFile]:
     return [text_file(path, root) for path in paths]
 
 
-def _text(place: Place) -> list[TextFile]:
-    if not place.path:
-        raise place.error("not set", 'dataset = "text" needs a file, a directory or a glob')
-    return _local(place)
-
-
-def _c4_test(place: Place) -> list[TextFile]:
-    if not place.path:
-        cure = "get tests/assets/c4_test from torchtitan's repository and name it here"
-        raise place.error("not set: c4_test's file is not part of titan-recipes", cure)
-    return _local(place)
-
-
 def c4_files(place: Place) -> list[TextFile]:
     """The shards of C4 in a local directory that place.path names, else out of the hub's cache."""
     part = "validation" if place.validation else "train"
@@ -218,8 +201,6 @@ def _hub(place: Place) -> list[TextFile]:
 
 def hub_repository(place: Place) -> str:
     """The repository, or local directory of a dataset, that a "hub" source names."""
-    if not place.path:
-        raise place.error("not set", 'dataset = "hub" needs a repository, such as "owner/name"')
     where = place.locate()
     return where if Path(where).exists() else place.path
 
@@ -253,10 +234,10 @@ def _hub_files(place: Place, repository: str, split: str, **options: Any) -> lis
     return [text_file(path, path.parent) for path in paths]
 
 
-DATASETS: dict[str, Callable[[Place], list[TextFile]]] = {
+FILES_OF: dict[str, Callable[[Place], list[TextFile]]] = {
     "stdlib": _stdlib,
-    "text": _text,
+    "text": _local,
     "c4": c4_files,
-    "c4_test": _c4_test,
+    "c4_test": _local,
     "hub": _hub,
 }

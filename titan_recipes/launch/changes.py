@@ -1,0 +1,51 @@
+"""What may change in a run that goes on: the length of the training, and what is written down."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, cast
+
+from titan_recipes.config.job import Job
+from titan_recipes.config.resolve import with_overrides
+from titan_recipes.errors import ConfigError, Problem
+
+CHANGEABLE = ("training.steps", "checkpoint.", "metrics.")
+"""What `resume --set` may change: the length of the training, and what is written down."""
+FIXED = ("checkpoint.enable", "checkpoint.folder")
+"""... but not these: the run would not find its checkpoints and start from step 0."""
+
+FOLLOWING = ("derived.warmup_steps", "derived.decay_steps", "derived.schedule_steps")
+"""What follows from training.steps."""
+
+
+def change(job: Job, overrides: Sequence[str]) -> Job:
+    """The job with what may change in a resumed run changed. Raises ConfigError."""
+    problems: list[Problem] = []
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in FIXED:
+            got = "can't change in a resumed run: it would not find its checkpoints"
+            problems.append(Problem("--set", key, got, "launch a new run for it"))
+        elif not key.startswith(CHANGEABLE):
+            got = "can't change in a resumed run: it goes on with the training it began"
+            cure = "training.steps, checkpoint.* and metrics.* may; launch a new run for others"
+            problems.append(Problem("--set", key, got, cure))
+    if problems:
+        raise ConfigError(problems)
+    return with_overrides(job, overrides) if overrides else job
+
+
+def is_same_training(now: Job, launched: Job) -> bool:
+    """Whether `now` is the job that was launched, or what a resume with `--set` made of it."""
+    typed, before = now.origin.overrides, launched.origin.overrides
+    return typed[: len(before)] == before and _fixed(now) == _fixed(launched)
+
+
+def _fixed(job: Job) -> dict[str, Any]:
+    """Dotted key -> value, of all that no resume changes."""
+    fixed: dict[str, Any] = {}
+    for section, table in dataclasses.asdict(job).items():
+        for key, value in cast(dict[str, Any], table).items():
+            name = f"{section}.{key}"
+            if name in FIXED or not name.startswith((*CHANGEABLE, *FOLLOWING, "origin.overrides")):
+                fixed[name] = value
+    return fixed
