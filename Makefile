@@ -23,7 +23,7 @@ lint: .venv/.installed
 	$(BIN)/lint-imports
 
 tests: .venv/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/launcher_speed.py --write benchmarks/results/launcher_speed.json

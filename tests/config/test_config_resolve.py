@@ -144,6 +144,11 @@ def test_identity_of_a_recipe_cannot_be_set_but_its_needs_can() -> None:
             '--set: training.dataset_path: not set, for dataset "text"; it needs a file, a '
             "directory or a glob of jsonl, parquet or txt",
         ),
+        (
+            "profiling={enable_profiling=true,profile_freq=3}",
+            "--set: profiling.profile_freq: got 3; must be at least profiler_warmup + "
+            "profiler_active = 4",
+        ),
         ("optimizer.beta2=1.0", "--set: optimizer.beta2: got 1.0; must be < 1.0"),
         (
             "parallelism.tensor_parallel_degree=2",

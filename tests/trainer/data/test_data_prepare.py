@@ -259,4 +259,4 @@ def test_command_prints_table_and_exits_by_error(make_job, tmp_path: Path) -> No
 
     done = _command(make_job(training=Training(dataset="stdlb")))
     assert done.returncode == 2
-    assert done.stderr.startswith("error: train.toml: training.dataset: no dataset 'stdlb'")
+    assert done.stderr.startswith('error: train.toml: training.dataset: no dataset "stdlb"')

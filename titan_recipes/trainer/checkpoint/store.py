@@ -70,6 +70,8 @@ class Checkpointer:
         # (step, model_only) of the last one loaded or saved.
         self._held: tuple[int, bool] | None = None
         self._stager: DefaultStager | None = None
+        # The step that training went on from; what lies past it is set aside by the next save.
+        self._left_behind: int | None = None
         # One process without a process group is a layout like any other here.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
         if not config.load_only:
@@ -90,6 +92,7 @@ class Checkpointer:
         self.wait()
         if self.config.load_only or self._held == (step, model_only):
             return
+        self._set_aside()
         started = time.perf_counter()
 
         def on_commit(manifest: Manifest) -> None:
@@ -121,6 +124,14 @@ class Checkpointer:
         )
         assert isinstance(future, Future)
         self._in_flight, self._held = (step, future), (step, model_only)
+
+    def _set_aside(self) -> None:
+        if self._left_behind is not None:
+            step, self._left_behind = self._left_behind, None
+            for name in self._on_rank_0(lambda: commit.set_aside(self.folder, step)):
+                self._log(
+                    f"checkpoint: {name} is past step {step}, which was gone back to: renamed"
+                )
 
     def wait(self) -> None:
         """Wait until the asynchronous save under way, if any, is committed; raises its failure."""
@@ -177,9 +188,7 @@ class Checkpointer:
         if chosen is not None:
             self._read(chosen, state, model_only=False)
             self._held = (chosen.step, False)
-            if not self.config.load_only:
-                for name in self._on_rank_0(lambda: commit.set_aside(self.folder, chosen.step)):
-                    self._log(f"checkpoint: {name} is past step {chosen.step}; set aside")
+            self._left_behind = chosen.step
             return chosen.step
         if not self.config.initial_load_path:
             return None
