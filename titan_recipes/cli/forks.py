@@ -12,7 +12,7 @@ from titan_recipes.errors import BundleError
     epilog="""\b
 Examples:
   titan-recipes fork llama3_8b my_8b         # into ./recipes/my_8b
-  titan-recipes fork llama3_8b ~/work/my_8b"""
+  titan-recipes fork llama3_8b ~/recipes/my_8b"""
 )
 @click.argument("recipe")
 @click.argument("new_name_or_path")

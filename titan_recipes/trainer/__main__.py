@@ -113,9 +113,9 @@ def run_rank(layout: RunLayout, job: Job, progress: Progress, console: TextIO) -
     # Before the ranks join: tokenizing may take longer than any collective waits. The first rank
     # here works and shows its progress, the others wait for it.
     with contextlib.redirect_stderr(console):
-        ensure_prepared(job)
+        prepared = ensure_prepared(job)
     world = join_world(job, layout.root)
-    trainer = Trainer(job, layout, world, RankEvents(layout, world.rank))
+    trainer = Trainer(job, layout, world, RankEvents(layout, world.rank), prepared)
     progress.trainer = trainer
     trainer.train()
     if dist.is_initialized():

@@ -29,6 +29,7 @@ from titan_recipes.config.layout import RunLayout
 from titan_recipes.errors import NumericsError
 from titan_recipes.trainer.checkpoint.store import Checkpointer
 from titan_recipes.trainer.data.loader import Batch, open_training_data, open_validation_data
+from titan_recipes.trainer.data.prepare import Prepared
 from titan_recipes.trainer.loss import IGNORED, summed_cross_entropy
 from titan_recipes.trainer.metrics import MetricsLog, RankEvents, StepTimer, memory_gib
 from titan_recipes.trainer.model.decoder import Decoder
@@ -55,7 +56,14 @@ _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 class Trainer:
     """One rank's share of a training run."""
 
-    def __init__(self, job: Job, layout: RunLayout, world: World, events: RankEvents) -> None:
+    def __init__(
+        self,
+        job: Job,
+        layout: RunLayout,
+        world: World,
+        events: RankEvents,
+        prepared: Prepared | None = None,
+    ) -> None:
         self.job, self.layout, self.world, self.events = job, layout, world, events
         self.step = 0
         self.schedule_step = 0
@@ -67,11 +75,10 @@ class Trainer:
         self.loss_fn = summed_cross_entropy
         if job.compile.enable and "loss" in job.compile.components:
             self.loss_fn = torch.compile(self.loss_fn, backend=job.compile.backend)
-        self.data = open_training_data(job, dp_rank=world.dp_rank, dp_degree=job.dp_degree)
+        mine: dict[str, Any] = {"dp_rank": world.dp_rank, "dp_degree": job.dp_degree}
+        self.data = open_training_data(job, **mine, prepared=prepared)
         self.validation_data = (
-            open_validation_data(job, dp_rank=world.dp_rank, dp_degree=job.dp_degree)
-            if job.validation.enable
-            else ()
+            open_validation_data(job, **mine, prepared=prepared) if job.validation.enable else ()
         )
         self.checkpointer = (
             Checkpointer(job.checkpoint, layout.root / job.checkpoint.folder, log=self.say)

@@ -17,7 +17,7 @@ from titan_recipes.config.job import Job
 from titan_recipes.config.schema import DataLoader as DataLoaderOptions
 from titan_recipes.errors import ConfigError, Problem
 from titan_recipes.trainer.data.order import SampleOrder
-from titan_recipes.trainer.data.prepare import ensure_prepared, training_sources
+from titan_recipes.trainer.data.prepare import Prepared, ensure_prepared, training_sources
 from titan_recipes.trainer.data.shards import TokenShards
 
 
@@ -157,10 +157,13 @@ def refuse_other_data(expected: dict[str, Any], state: dict[str, Any]) -> None:
         raise ConfigError(problems)
 
 
-def open_training_data(job: Job, *, dp_rank: int, dp_degree: int) -> TrainingData:
+def open_training_data(
+    job: Job, *, dp_rank: int, dp_degree: int, prepared: Prepared | None = None
+) -> TrainingData:
     """The training data of one data-parallel rank, at its beginning.
 
-    Tokenizes first what is not yet. Raises ConfigError, DataError.
+    prepared: where the shards are; without it they are found, or made, first. Raises ConfigError,
+    DataError.
     """
     assert 0 <= dp_rank < dp_degree
     if job.data.streaming:
@@ -168,7 +171,7 @@ def open_training_data(job: Job, *, dp_rank: int, dp_degree: int) -> TrainingDat
 
         return open_stream(job, dp_rank=dp_rank, dp_degree=dp_degree)
     asked = training_sources(job)
-    sources = [TokenShards(path) for path in ensure_prepared(job).training]
+    sources = [TokenShards(path) for path in (prepared or ensure_prepared(job)).training]
     seq_len, seed = job.training.seq_len, job.debug.seed
     counts = [source.num_samples(seq_len) for source in sources]
     weights = [source.weight for source in asked]
@@ -202,13 +205,15 @@ class ValidationData:
         return _batches(self._windows, self._starts, self._options)
 
 
-def open_validation_data(job: Job, *, dp_rank: int, dp_degree: int) -> Iterable[Batch]:
+def open_validation_data(
+    job: Job, *, dp_rank: int, dp_degree: int, prepared: Prepared | None = None
+) -> Iterable[Batch]:
     """The validation batches of one rank: validation.steps, or as many as are full on all ranks.
 
-    Raises ConfigError, DataError.
+    prepared as in `open_training_data`. Raises ConfigError, DataError.
     """
     settings = job.validation
-    path = ensure_prepared(job).validation
+    path = (prepared or ensure_prepared(job)).validation
     assert path is not None, "validation is off"
     shards = TokenShards(path)
     stride = dp_degree * settings.local_batch_size
