@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from small_recipe import TINY, write
 
+from titan_recipes.bundle.bundle import Bundle
 from titan_recipes.bundle.find import find_bundle, list_bundles
 from titan_recipes.config.data_root import data_root
 from titan_recipes.errors import BundleError
@@ -13,7 +15,7 @@ PACKAGED = data_root() / "recipes"
 
 
 def make(folder: Path, version: str = "1.0.0") -> Path:
-    folder.mkdir(parents=True)
+    write(folder, TINY | {"plans/p.toml": "[plan]\n"})
     text = f'name = "{folder.name}"\nversion = "{version}"\nsummary = "s"\ndefault_plan = "p"\n'
     (folder / "recipe.toml").write_text(f"[recipe]\n{text}")
     return folder
@@ -84,15 +86,34 @@ def test_find_when_missing_says_where_it_looked(workplace: Path, monkeypatch: py
         ),
     ],
 )
-def test_list_when_one_is_broken_lists_it_with_its_reason(
-    workplace: Path, write, text: str, reason: str
-):
-    write(workplace / "recipes" / "bad", {"recipe.toml": text})
+def test_list_when_one_is_broken_lists_it_with_its_reason(workplace: Path, text: str, reason: str):
+    write(workplace / "recipes" / "bad", TINY | {"recipe.toml": text})
     make(workplace / "recipes" / "good")
     listed = {entry.bundle.name: entry for entry in list_bundles()}
     assert listed["bad"].broken.startswith(f"recipes/bad/recipe.toml: {reason}")
     assert listed["good"].broken == ""
     assert listed["good"].version == "1.0.0"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("model.toml", "x = [", "not TOML: Invalid value (at end of document)"),
+        ("train.toml", "=", "not TOML: Invalid statement (at line 1, column 1)"),
+        ("plans/cpu1.toml", "[plan", "not TOML: Expected ']' at the end of a table declaration (at "
+         "end of document)"),
+        ("train.toml", None, "no such file"),
+    ],
+)  # fmt: skip
+def test_list_when_a_file_of_the_recipe_is_unreadable_lists_it_as_broken(
+    tiny: Bundle, file: str, text: str | None, reason: str
+):
+    if text is None:
+        (tiny.path / file).unlink()
+    else:
+        write(tiny.path, {file: text})
+    listed = {entry.bundle.name: entry for entry in list_bundles()}
+    assert listed["tiny"].broken == f"recipes/tiny/{file}: {reason}"
 
 
 def test_list_when_one_is_shadowed_lists_the_first_only(workplace: Path):

@@ -85,6 +85,9 @@ def test_override_that_is_not_toml_is_text_where_the_key_holds_text() -> None:
 def test_with_overrides_derives_anew() -> None:
     longer = with_overrides(resolved().job, ["training.steps=2000"])
     assert longer.derived.schedule_steps == 2000
+    job = resolved("lr_scheduler.total_steps=1000").job
+    with pytest.raises(ConfigError, match=r"^job.toml: lr_scheduler.total_steps: 1000 < training"):
+        with_overrides(job, ["training.steps=2000"])
 
 
 def test_identity_of_a_recipe_cannot_be_set_but_its_needs_can() -> None:
@@ -127,6 +130,70 @@ def test_identity_of_a_recipe_cannot_be_set_but_its_needs_can() -> None:
         ),
         ("training.dataset=\udcff", "'--set training.dataset=\\udcff': not UTF-8"),
         ("training.steps=-3", "--set: training.steps: got -3; must be >= 1"),
+        ("training.steps=abc", '--set: training.steps: got "abc"; must be an integer'),
+        ("training.steps=", '--set: training.steps: got ""; must be an integer'),
+        ("compile.enable=yes", '--set: compile.enable: got "yes"; must be true or false'),
+        (
+            "optimizer.lr=1e-4x",
+            "--set optimizer.lr=1e-4x: optimizer.lr: '1e-4x' is not a TOML value (Expected newline "
+            "or end of document after a statement (at line 1, column 13))",
+        ),
+        *(
+            (f"{key}={value}", f"--set: {key}: got {value}; must be -1, or {allowed}")
+            for key, value, allowed in (
+                ("lr_scheduler.total_steps", 0, "an integer >= 1"),
+                ("lr_scheduler.total_steps", -2, "an integer >= 1"),
+                ("validation.steps", 0, "an integer >= 1"),
+                ("training.global_batch_size", 0, "an integer >= 1"),
+                ("parallelism.data_parallel_shard_degree", 0, "an integer >= 1"),
+                ("lr_scheduler.decay_ratio", -0.5, "a number >= 0 and <= 1"),
+                ("lr_scheduler.decay_ratio", 1.5, "a number >= 0 and <= 1"),
+            )
+        ),
+        (
+            "lr_scheduler.total_steps=600",
+            "--set: lr_scheduler.total_steps: 600 < training.steps 1000: the rest would train at a "
+            "rate of 0; leave it out, raise it, or set lr_scheduler.min_lr_factor",
+        ),
+        *(
+            (
+                f"{key}='{folder}'",
+                f'--set: {key}: got "{folder}"; must be a folder below the run directory; '
+                "--outputs says where runs are",
+            )
+            for key, folder in (
+                ("checkpoint.folder", "../x"),
+                ("checkpoint.folder", "a/../../x"),
+                ("checkpoint.folder", "/tmp/x"),
+                ("checkpoint.folder", ""),
+                ("checkpoint.folder", "."),
+                ("checkpoint.folder", "~/x"),
+                ("metrics.save_tb_folder", ".."),
+                ("profiling.save_traces_folder", "/x"),
+                ("profiling.save_memory_snapshot_folder", "../../x"),
+                ("comm.save_traces_folder", "../x"),
+            )
+        ),
+        *(
+            (
+                f"checkpoint.folder='{name}'",
+                f'--set: checkpoint.folder: got "{name}"; the run has a file of its own there',
+            )
+            for name in ("STOP", "logs/x", "attempts", "job.toml", "metrics.jsonl")
+        ),
+        (
+            "comm.save_traces_file_prefix='../x_'",
+            "--set: comm.save_traces_file_prefix: '../x_'; must be the start of a file name",
+        ),
+        (
+            "compile.components=['modle']",
+            "--set: compile.components.0: got \"modle\"; use 'model' or 'loss'",
+        ),
+        (
+            "checkpoint.exclude_from_loading=['lr']",
+            "--set: checkpoint.exclude_from_loading.0: got \"lr\"; use 'optimizer', "
+            "'lr_scheduler', 'dataloader' or 'rng'",
+        ),
         ("training.steps='9'", '--set: training.steps: got "9"; must be an integer'),
         ("training.steps=4.5", "--set: training.steps: got 4.5; must be an integer"),
         ("compile.enable=1", "--set: compile.enable: got 1; must be true or false"),
@@ -179,6 +246,51 @@ def test_identity_of_a_recipe_cannot_be_set_but_its_needs_can() -> None:
 )
 def test_mistake_gives_where_what_got_cure(override: str, message: str) -> None:
     assert problems(override) == [message]
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("metrics.learning_rte", "optimizer.lr"),
+        ("optimizer.learning_rate", "optimizer.lr"),
+        ("metrics.lr", "optimizer.lr"),
+        ("optimizer.steps", "training.steps"),
+        ("validaton.steps", "validation.steps"),
+        ("trainng.stps", "training.steps"),
+        ("training.freq", "validation.freq"),
+        ("training.gc_frq", "gc_freq"),
+        ("profiling.enable", "enable_profiling"),
+        ("model.rope_scaling.facter", "factor"),
+    ],
+)
+def test_unknown_key_suggests_the_section_that_has_it(key: str, meant: str) -> None:
+    said = f'--set {key}=1: {key}: unknown key; did you mean "{meant}"?'
+    assert problems(f"{key}=1") == [said]
+
+
+def test_unknown_key_like_no_other_suggests_none() -> None:
+    cure = "remove it, or see `titan-recipes schema` for the keys there are"
+    assert problems("metrics.zebra=1") == [
+        f"--set metrics.zebra=1: metrics.zebra: unknown key; {cure}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "decay", "share"),
+    [
+        (["lr_scheduler.min_lr_factor=0.1"], 500, "0.1"),
+        (["lr_scheduler.decay_ratio=0.0"], 0, "1.0"),
+    ],
+)
+def test_training_longer_than_its_schedule_says_at_which_rate(
+    settings: list[str], decay: int, share: str
+) -> None:
+    made = resolved("lr_scheduler.total_steps=600", *settings)
+    assert (made.job.derived.decay_steps, made.job.derived.schedule_steps) == (decay, 600)
+    assert made.notes == (
+        "lr_scheduler.total_steps: steps 601 to 1000 stay at the rate it ends with, "
+        f"{share} of the peak",
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -19,11 +20,16 @@ TORCH_HALF = ("torch", "numpy", "datasets", "tiktoken", "tokenizers", "titan_rec
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """titan-recipes of a fresh virtual environment that holds the wheel.
 
-    What the wheel depends on comes from this environment, by path, behind the wheel's own files.
+    It is built, by way of the sdist, from a copy of the checkout with a fork in its recipes/. What
+    the wheel depends on comes from this environment, by path, behind the wheel's own files.
     """
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
-    subprocess.run([*build, str(CHECKOUT)], check=True, capture_output=True, text=True)
+    source = folder / "source"
+    skip = shutil.ignore_patterns(".venv", ".git", "__pycache__", "outputs", "dist", "build")
+    shutil.copytree(CHECKOUT, source, ignore=skip, symlinks=True)
+    shutil.copytree(source / "recipes" / "llama3_8b", source / "recipes" / "llama3_8b_fork")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run([*build, str(source)], check=True, capture_output=True, text=True)
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
     wheel = next(folder.glob("*.whl"))
@@ -52,9 +58,9 @@ def output(*command: str | Path, cwd: Path) -> str:
 def test_wheel_lists_and_shows_what_the_checkout_does(installed: Path, tmp_path: Path) -> None:
     ours = [sys.executable, "-m", "titan_recipes.cli"]
     listed = json.loads(output(installed, "list", "--json", cwd=tmp_path))
-    assert [entry["name"] for entry in listed] == [
-        "llama3_1b", "llama3_3b", "llama3_8b", "llama3_70b", "llama3_405b", "llama3_debug",
-    ]  # fmt: skip
+    digests = json.loads((CHECKOUT / "tests" / "recipes" / "digests.json").read_text())
+    # Those we maintain, all of them, and not the fork beside them.
+    assert {entry["name"] for entry in listed} == {name.partition("@")[0] for name in digests}
     assert output(installed, "list", cwd=tmp_path) == output(*ours, "list", cwd=tmp_path)
     for entry in listed:
         shown, expected = (
@@ -73,6 +79,10 @@ def test_wheel_holds_packages_recipes_and_nothing_at_the_top(installed: Path) ->
     assert {top for top in tops if not top.endswith(".dist-info")} == {"titan_recipes"}
     assert "titan_recipes/_data/recipes/llama3_8b/plans/h100x8.toml" in files
     assert not [file for file in files if "test" in file]
+    code = "from titan_recipes.config.data_root import install_command as c; print(c('trainer'))"
+    assert output(python, "-c", code, cwd=installed.parent) == (
+        "pip install 'titan-recipes[trainer]'\n"
+    )
 
 
 def test_wheel_launches_llama3_debug(installed: Path, tmp_path: Path, corpus: Path) -> None:

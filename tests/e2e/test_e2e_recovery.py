@@ -197,9 +197,13 @@ def test_rank_killed_at_the_same_step_four_times_ends_failed(tmp_path: Path, cor
 
 
 def test_config_error_in_a_rank_ends_in_2_and_is_not_retried(tmp_path: Path, corpus: Path) -> None:
-    done = launch(tmp_path, "untokenized", corpus, "assets.tokenizer='nowhere.model'", ranks=2)
+    no_tokenizer = f"assets.tokenizer='{corpus}'"
+    done = launch(tmp_path, "untokenized", corpus, no_tokenizer, ranks=2)
     assert done.returncode == 2, done.stdout
-    assert "nowhere.model" in done.stdout
+    errors = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {corpus}: assets.tokenizer: no tokenizer of a known")
+    assert "Traceback" not in done.stdout + done.stderr
     assert status(tmp_path, "untokenized")["attempt"] == 1
 
 

@@ -91,9 +91,12 @@ class Bundle:
     def files(self) -> list[str]:
         """Relative names of all files that make the bundle, sorted, with "/" between parts.
 
-        Hidden files, editors' backups and __pycache__ are left out.
+        Hidden files, editors' backups and __pycache__ are left out. Raises BundleError.
         """
-        found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        try:
+            found = [path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file()]
+        except OSError as error:
+            raise BundleError(f"{self.where()}: can't be read: {error.strerror}") from error
         return sorted(path.as_posix() for path in found if not _is_ignored(path))
 
     def digest(self) -> str:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from titan_recipes.bundle.bundle import Bundle, natural_order
+from titan_recipes.bundle.bundle import FILES, Bundle, natural_order
 from titan_recipes.config.data_root import data_root
 from titan_recipes.config.home import expanded
-from titan_recipes.config.load import did_you_mean
+from titan_recipes.config.load import did_you_mean, read_toml
 from titan_recipes.errors import BundleError, ConfigError
 
 
@@ -77,7 +77,8 @@ def find_bundle(name_or_path: str) -> Bundle:
     found = list(_bundles())
     named = [bundle for bundle in found if bundle.name == name]
     if not named:
-        looked = ", ".join(str(place) for place in search_places())
+        places = {os.path.realpath(place): str(place) for place in reversed(search_places())}
+        looked = ", ".join(reversed(places.values()))
         names = sorted({bundle.name for bundle in found}, key=natural_order)
         hint = did_you_mean(name, names) or f"there are {', '.join(names) or 'none'}"
         raise BundleError(f'no recipe "{name}" in {looked}; {hint}')
@@ -99,9 +100,11 @@ def list_bundles() -> list[Listed]:
 
 
 def _listed(bundle: Bundle) -> Listed:
-    """Read recipe.toml by hand: the schema and pydantic cost more than all else in a listing."""
+    """Parse every file, and read recipe.toml by hand: schema and pydantic would cost far more."""
     try:
         recipe = bundle.recipe()
+        for file in (*FILES[1:], *(f"plans/{plan}.toml" for plan in bundle.plans())):
+            read_toml(Path(bundle.where(file)))
     except ConfigError as error:
         return Listed(bundle, broken=str(error))
     texts = {key: recipe.get(key, "") for key in ("name", "version", "summary", "deprecated")}

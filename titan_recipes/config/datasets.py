@@ -4,6 +4,7 @@ Every dataset but c4_test has a held-out part, `NAME_validation`.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from titan_recipes.config.load import did_you_mean
 from titan_recipes.config.schema import Config
@@ -45,15 +46,38 @@ def dataset_problem(dataset: str, path: str, key: str, where: str) -> Problem | 
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One dataset that a config reads; key: "training", "validation" or "data.sources.0"."""
+
+    dataset: str
+    path: str
+    key: str
+
+    @property
+    def path_key(self) -> str:
+        """The dotted key that names its path."""
+        return f"{self.key}.path" if self.key.startswith("data.") else f"{self.key}.dataset_path"
+
+
+def asked_datasets(config: Config) -> list[Asked]:
+    """Every dataset that a config reads: those it trains on, then the one it validates on."""
+    training, validation = config.training, config.validation
+    asked = [
+        Asked(s.dataset, s.path, f"data.sources.{i}") for i, s in enumerate(config.data.sources)
+    ]
+    if not asked:
+        asked = [Asked(training.dataset, training.dataset_path, "training")]
+    if validation.enable:
+        asked.append(Asked(validation.dataset, validation.dataset_path, "validation"))
+    return asked
+
+
 def dataset_problems(config: Config, where_of: WhereOf) -> Iterator[Problem]:
     """What is wrong with the datasets that a config reads."""
-    training, validation, data = config.training, config.validation, config.data
-    asked = [(s.dataset, s.path, f"data.sources.{i}") for i, s in enumerate(data.sources)]
-    if not asked:
-        asked = [(training.dataset, training.dataset_path, "training")]
-    if validation.enable:
-        asked.append((validation.dataset, validation.dataset_path, "validation"))
-    for dataset, path, key in asked:
+    training, data = config.training, config.data
+    for asked in asked_datasets(config):
+        dataset, path, key = asked.dataset, asked.path, asked.key
         set_by = "data.sources" if key.startswith("data.") else f"{key}.dataset"
         if problem := dataset_problem(dataset, path, key, where_of(set_by)):
             yield problem

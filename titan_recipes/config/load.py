@@ -8,6 +8,7 @@ TOML's arrays become tuples). Each of its errors becomes a Problem that says whe
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -147,10 +148,19 @@ def all_keys(cls: type, prefix: str = "") -> list[str]:
     return keys
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """'did you mean "x"?' for the nearest known word, or ""."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f'did you mean "{near[0]}"?' if near else ""
+
+
+SPOKEN = {
+    "learning_rate": "optimizer.lr",
+    "gradient_clipping": "training.max_norm",
+    "gradient_accumulation_steps": "training.global_batch_size",
+    "sequence_length": "training.seq_len",
+}
+"""What people and other trainers call a key -> the key."""
 
 
 def _cure_unknown(cls: type, dotted: str) -> str:
@@ -159,13 +169,22 @@ def _cure_unknown(cls: type, dotted: str) -> str:
         return "a torchtitan section with no place here; `titan-recipes import FILE` translates it"
     parent = subsection(field_hint(cls, owner)) if owner else cls
     siblings = hints(parent) if parent else {}
-    elsewhere = [key for key in all_keys(cls) if key.rpartition(".")[2] == name]
-    if near := did_you_mean(name, siblings):
+    # A slip in this section comes first, then the right key in the wrong section, then both.
+    if near := did_you_mean(name, siblings, cutoff=0.8):
         return near
-    if elsewhere:
-        return f'did you mean "{elsewhere[0]}"?'
-    if near := did_you_mean(dotted, all_keys(cls)):
-        return near
+    by_name: dict[str, list[str]] = {spoken: [key] for spoken, key in SPOKEN.items()}
+    for key in all_keys(cls):
+        by_name.setdefault(key.rpartition(".")[2], []).append(key)
+    for cutoff in (1.0, 0.75):
+        for close in difflib.get_close_matches(name, by_name, n=1, cutoff=cutoff):
+            keys = by_name[close]
+            if len(keys) <= 2:  # a name like "enable", of many sections, says nothing
+                return did_you_mean(dotted, keys) or f'did you mean "{keys[0]}"?'
+        if near := did_you_mean(name, siblings):
+            return near
+    for sibling in siblings:
+        if sibling.startswith(f"{name}_"):
+            return f'did you mean "{sibling}"?'
     return "remove it, or see `titan-recipes schema` for the keys there are"
 
 
@@ -253,10 +272,14 @@ def read_section(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     return validate(cls, merged, provenance, where)
 
 
+BARE_WORD = re.compile(r"([A-Za-z_][\w.-]*)?")
+
+
 def parse_overrides(cls: type, arguments: Sequence[str]) -> list[Layer]:
     """Each `section.key=value` of the command line as a layer. Raises ConfigError for all bad ones.
 
-    The value is TOML; text that is not is taken as a string where the key holds a string.
+    The value is TOML; text that is not is taken as a string where the key holds a string, and a
+    bare word everywhere: its type is refused with all the other problems.
     """
     layers: list[Layer] = []
     problems: list[Problem] = []
@@ -276,7 +299,7 @@ def parse_overrides(cls: type, arguments: Sequence[str]) -> list[Layer]:
         try:
             parsed = loads(f"value = {text}")
         except ValueError as error:
-            if not _holds_text(hint):
+            if not (_holds_text(hint) or BARE_WORD.fullmatch(text)):
                 got = f"{_shortened(text)!r} is not a TOML value ({error})"
                 problems.append(Problem(where, key, got))
                 continue

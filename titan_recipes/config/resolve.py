@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from titan_recipes.config.cluster import Cluster, check_fits
 from titan_recipes.config.datasets import dataset_problems
+from titan_recipes.config.folders import folder_problems
 from titan_recipes.config.job import Derived, Job, Origin, to_toml
 from titan_recipes.config.load import (
     Layer,
@@ -105,15 +106,21 @@ def _validated(data: dict[str, object], provenance: Provenance, layers: Sequence
     return validate(Config, data, blamed, layers[0].where if layers else "--set")
 
 
-def check(config: Config, provenance: Provenance) -> tuple[Derived, list[str]]:
-    """All the checks on a config of the right shape; the derived integers, and what was clipped."""
+def check(
+    config: Config, provenance: Provenance, default: str = "defaults"
+) -> tuple[Derived, list[str]]:
+    """All the checks on a config of the right shape; the derived integers, and what was clipped.
+
+    default names where a key comes from that no layer set.
+    """
 
     def where_of(key: str) -> str:
-        return provenance.get(key, "defaults")
+        return provenance.get(key, default)
 
     problems: list[Problem] = [
         *unsupported(config, where_of),
         *dataset_problems(config, where_of),
+        *folder_problems(config, where_of),
         *contradictions(config, lambda key: key in provenance, where_of),
     ]
     try:
@@ -138,7 +145,8 @@ def with_overrides(job: Job, overrides: Sequence[str]) -> Job:
         data.pop(name)
     merged, _ = merge([Layer("job.toml", data), *parse_overrides(Config, overrides)])
     config = read_section(Config, merged, "--set")
-    derived, _ = check(config, dict.fromkeys((o.partition("=")[0] for o in overrides), "--set"))
+    typed = dict.fromkeys((o.partition("=")[0].strip() for o in overrides), "--set")
+    derived, _ = check(config, typed, default="job.toml")
     sections = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     origin = dataclasses.replace(job.origin, overrides=(*job.origin.overrides, *overrides))
     return Job(**sections, origin=origin, derived=derived, env=job.env)

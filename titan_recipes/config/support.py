@@ -15,13 +15,10 @@ from titan_recipes.errors import Problem
 
 HONOURED: dict[str, tuple[Any, ...]] = {
     "model.converters": ((),),
-    "training.enable_cpu_offload": (False,),
     "optimizer.early_step_in_backward": (False,),
-    "parallelism.data_parallel_replicate_degree": (1,),
     "parallelism.tensor_parallel_degree": (1,),
     "parallelism.pipeline_parallel_degree": (1,),
     "parallelism.context_parallel_degree": (1,),
-    "parallelism.expert_parallel_degree": (1,),
     "parallelism.expert_tensor_parallel_degree": (1,),
     "checkpoint.initial_load_in_hf": (False,),
     "checkpoint.last_save_in_hf": (False,),
@@ -216,9 +213,9 @@ def sleeping(config: Config, key: str) -> str:
 
 
 def value_at(config: Any, dotted: str) -> Any:
-    """The value of a dotted key."""
+    """The value of a dotted key; None where a table above it is left out."""
     for part in dotted.split("."):
-        config = getattr(config, part)
+        config = None if config is None else getattr(config, part)
     return config
 
 

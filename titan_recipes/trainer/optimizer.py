@@ -7,17 +7,17 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from titan_recipes.config.job import Job
 from titan_recipes.config.schema import Optimizer
 
 
-def build_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101) or Adam over all parameters; the rate is set before each step."""
+def build_optimizer(part: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101) or Adam over a part of the model; set the rate before each step."""
     kinds = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}
     return kinds[config.name](
-        model.parameters(),
+        part.parameters(),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
@@ -32,13 +32,14 @@ def lr_factor(step: int, job: Job) -> float:
 
     Warmup reaches the peak with step `warmup_steps`; after the stable stretch the last
     `decay_steps` steps fall towards `min_lr_factor`, which the step after the last would reach: at
-    a rate of 0 the last would teach nothing (warmup-stable-decay: arXiv:2404.06395).
+    a rate of 0 the last would teach nothing (warmup-stable-decay: arXiv:2404.06395). Past the
+    schedule the rate stays where it ended: at the floor, or at the peak if nothing decays.
     """
     derived, schedule = job.derived, job.lr_scheduler
     if step <= derived.warmup_steps:
         return step / derived.warmup_steps
     stable_end = derived.schedule_steps - derived.decay_steps
-    if step <= stable_end:
+    if step <= stable_end or derived.decay_steps == 0:
         return 1.0
     progress = min((step - stable_end) / (derived.decay_steps + 1), 1.0)
     shapes = {
@@ -50,19 +51,25 @@ def lr_factor(step: int, job: Job) -> float:
     return floor + (1 - floor) * shapes[schedule.decay_type]
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
     """Set every group's learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
 
 
 @torch.no_grad()
-def global_grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The 2-norm over every gradient of every rank, as a float32 scalar on the device.
+def global_grad_norm(
+    parameters: Iterable[nn.Parameter],
+    device: torch.device,
+    pp_group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """The 2-norm over every gradient of every rank, as a float32 scalar on `device`.
 
     Squares are summed in float64 on CPU: its float32 `vector_norm` is off by up to 2e-3 on large
     tensors, so that the norm would depend on how they are sharded. Sharded gradients are
-    all-reduced over the mesh axes that shard them, replicated ones counted once.
+    all-reduced over the mesh axes that shard them, replicated ones counted once; pipeline stages
+    hold different parameters, so pp_group adds theirs.
     """
     by_axes: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = defaultdict(list)
     for parameter in parameters:
@@ -75,17 +82,19 @@ def global_grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
             groups = tuple(
                 mesh.get_group(axis)
                 for axis, placement in enumerate(grad.placements)
-                if isinstance(placement, Shard)
+                if not placement.is_replicate()
             )
             grad = grad.to_local()
         by_axes[groups].append(_squared_norm(grad))
     total: Tensor | None = None
     for groups, squares in by_axes.items():
-        part = torch.stack(squares).sum()
+        part = torch.stack(squares).sum().to(device)
         for group in groups:
             dist.all_reduce(part, group=group)
         total = part if total is None else total + part
     assert total is not None, "no parameter has a gradient"
+    if pp_group is not None:
+        dist.all_reduce(total, group=pp_group)
     return total.sqrt().float()
 
 
@@ -107,4 +116,6 @@ def clip_grads(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float
     """Scale all gradients so that their global norm, given as `norm`, is at most max_norm."""
     grads = [p.grad for p in parameters if p.grad is not None]
     local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
-    torch._foreach_mul_(local, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    # With CPU offload the gradients are in host memory.
+    torch._foreach_mul_(local, factor.to(local[0].device))

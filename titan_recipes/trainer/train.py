@@ -10,47 +10,44 @@ summed over passes and ranks: the same numbers however the batch is split.
 import contextlib
 import gc
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 
 from titan_recipes.config.hardware import peak_tflops
 from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.errors import NumericsError
+from titan_recipes.trainer.build import build_model_parts, introduction
 from titan_recipes.trainer.checkpoint.store import Checkpointer
 from titan_recipes.trainer.data.loader import Batch, open_training_data, open_validation_data
 from titan_recipes.trainer.data.prepare import Prepared
+from titan_recipes.trainer.expert_load import ExpertLoad
 from titan_recipes.trainer.loss import IGNORED, summed_cross_entropy
 from titan_recipes.trainer.metrics import MetricsLog, RankEvents, StepTimer, memory_gib
-from titan_recipes.trainer.model.decoder import Decoder
-from titan_recipes.trainer.model.init import init_weights
+from titan_recipes.trainer.numerics import FiniteCheck
 from titan_recipes.trainer.optimizer import (
     build_optimizer,
     clip_grads,
     global_grad_norm,
-    local_grad_norm,
     lr_factor,
     set_lr,
 )
-from titan_recipes.trainer.parallel.apply import DTYPES, parallelize
+from titan_recipes.trainer.parallel.apply import DTYPES
 from titan_recipes.trainer.parallel.mesh import World, tighten_timeouts
 from titan_recipes.trainer.profiling import profiled
+from titan_recipes.trainer.state import (
+    load_optimizer_state,
+    load_rng_state,
+    model_state,
+    optimizer_state,
+    rng_state,
+)
 from titan_recipes.trainer.stop import StopSignal
-
-MAX_SKIPPED_STEPS = 3
-"""Steps in a row whose loss or gradient norm may be non-finite before the run ends."""
-
-_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 class Trainer:
@@ -67,11 +64,13 @@ class Trainer:
         self.job, self.layout, self.world, self.events = job, layout, world, events
         self.step = 0
         self.schedule_step = 0
-        self.skipped_in_a_row = 0
         self.set_determinism()
-        self.model = self.build_model()
-        self.parameters = list(self.model.parameters())
-        self.optimizer = build_optimizer(self.model, job.optimizer)
+        self.model_parts = build_model_parts(job, world)
+        self.parameters = [p for part in self.model_parts for p in part.parameters()]
+        self.optimizers = [build_optimizer(part, job.optimizer) for part in self.model_parts]
+        coeff = job.model.moe.load_balance_coeff if job.model.moe else 0.0
+        self.expert_load = ExpertLoad(self.model_parts, world, coeff)
+        self.finite_check = FiniteCheck(self.parameters, world, log=self.say)
         self.loss_fn = summed_cross_entropy
         if job.compile.enable and "loss" in job.compile.components:
             self.loss_fn = torch.compile(self.loss_fn, backend=job.compile.backend)
@@ -110,22 +109,6 @@ class Trainer:
         )
         torch.backends.cudnn.deterministic = debug.deterministic
 
-    def build_model(self) -> Decoder:
-        """The model, parallel and initialized, on this rank's device."""
-        job = self.job
-        seq_len = max(job.training.seq_len, job.validation.seq_len * job.validation.enable)
-        dtype = DTYPES[job.training.dtype]
-        with torch.device("meta"):
-            model = Decoder(job.model, seq_len).to(dtype)
-        parallelize(model, job, self.world)
-        model.to_empty(device=self.world.device)
-        model.tie()
-        assert sum(p.numel() for p in model.parameters()) == job.derived.num_params
-        # The rotary table stays float32 whatever the parameters are.
-        model.rope_SH = model.rope_SH.float()
-        init_weights(model, job.debug.seed)
-        return model.train()
-
     def find_peak(self) -> float | None:
         """This device's bf16 peak in TFLOP/s, for MFU; where it is unknown a line says so."""
         if self.world.device.type != "cuda":
@@ -145,31 +128,13 @@ class Trainer:
         if self.world.rank == 0:
             print(line, flush=True)
 
-    def introduce(self) -> None:
-        """Say what the config became: the derived numbers that a person would check first."""
-        job, derived = self.job, self.job.derived
-        accumulation = derived.gradient_accumulation_steps
-        ranks = f"{derived.world_size} x {self.world.device.type}"
-        mesh = f"dp_shard {derived.dp_shard}" if self.world.mesh is not None else "one process"
-        # Parameter, gradient and two moments, all of the parameters' type.
-        state_bytes = 4 * DTYPES[job.training.dtype].itemsize * derived.num_params
-        state_gib = state_bytes / derived.dp_shard / 2**30
-        self.say(f"{job.recipe_id}, plan {job.origin.plan}: {ranks}, {mesh}")
-        self.say(
-            f"parameters {derived.num_params:,}; with gradients and optimizer state "
-            f"{state_gib:.2f} GiB a rank; {derived.flops_per_token / 1e9:,.3f} GFLOP per token"
-        )
-        self.say(
-            f"tokens per step = {job.training.local_batch_size} sequences x {job.dp_degree} ranks "
-            f"x {accumulation} passes x {job.training.seq_len:,} = {derived.tokens_per_step:,}"
-        )
-
     # --- the loop -----------------------------------------------------------------------------
 
     def train(self) -> None:
         """Train until the last step or until a stop is asked for; then save."""
         job = self.job
-        self.introduce()
+        for line in introduction(job, self.world):
+            self.say(line)
         self.resume()
         if job.checkpoint.create_seed_checkpoint:
             self.save()
@@ -187,7 +152,7 @@ class Trainer:
             start_step=self.step,
             device=self.world.device,
         )
-        with profiling as profile_step:
+        with profiling as profile_step, self.closed_on_fault():
             while self.step < job.training.steps:
                 if self.stop.poll():
                     break
@@ -210,36 +175,44 @@ class Trainer:
         self.step += 1
         self.schedule_step += 1
         lr = job.optimizer.lr * lr_factor(self.schedule_step, job)
-        set_lr(self.optimizer, lr)
+        set_lr(self.optimizers, lr)
         batches = [self.data.next_batch() for _ in range(derived.gradient_accumulation_steps)]
         num_tokens = self.count_tokens(batches)
+        self.expert_load.begin_step(num_tokens)
 
         local_loss = torch.zeros((), device=self.world.device)
         for batch in batches:
             local_loss += self.forward_backward_step(batch, num_tokens)
-        grad_norm = global_grad_norm(self.parameters)
-        loss, norm = torch.stack([self.sum_over_ranks(local_loss), grad_norm]).tolist()
+        grad_norm = global_grad_norm(self.parameters, self.world.device, self.pp_group)
+        global_loss = self.world.sum_over(local_loss, "dp", "cp", "pp")
+        loss, norm = torch.stack([global_loss, grad_norm]).tolist()
         if finite := math.isfinite(loss) and math.isfinite(norm):
             if job.training.max_norm > 0:
                 clip_grads(self.parameters, grad_norm, job.training.max_norm)
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.timer.add_tokens(derived.tokens_per_step)
+        expert_load = self.expert_load.end_step(update=finite)
         if self.is_due(job.metrics.log_freq) or self.step == 1 or not finite:
-            self.log(loss, norm, lr)
-        self.check_finite(finite, local_loss)
-        self.optimizer.zero_grad()
+            self.log(loss, norm, lr, expert_load)
+        self.finite_check.note(self.step, finite=finite, local_loss=local_loss)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
 
     def forward_backward_step(self, batch: Batch, num_tokens: Tensor) -> Tensor:
         """Forward and backward of one pass; returns this rank's share of the step's mean loss."""
+        loss = self.summed_loss(batch) / num_tokens
+        loss.backward()
+        return loss.detach()
+
+    def summed_loss(self, batch: Batch) -> Tensor:
+        """The loss over this rank's tokens of a batch, summed. Frees the logits on return: at a
+        large vocabulary they are the biggest tensor."""
         tokens_BS = batch.tokens_BS.to(self.world.device, non_blocking=True)
         labels_BS = batch.labels_BS.to(self.world.device, non_blocking=True)
         with self.autocast():
-            logits_BSV = self.model(tokens_BS)
-        loss = self.loss_fn(logits_BSV, labels_BS) / num_tokens
-        # Free the logits before backward: at a large vocabulary they are the biggest tensor.
-        del logits_BSV
-        loss.backward()
-        return loss.detach()
+            logits_BSV = self.model_parts[0](tokens_BS)
+        return self.loss_fn(logits_BSV, labels_BS)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 compute for a single process; under FSDP the sharding's own policy casts."""
@@ -252,11 +225,14 @@ class Trainer:
         """Tokens of this step whose label counts, over all ranks, as a scalar on the device."""
         count = sum(int((batch.labels_BS != IGNORED).sum()) for batch in batches)
         total = torch.tensor(float(count), dtype=torch.float64).to(self.world.device)
-        if self.world.dp_mesh is not None:
-            dist.all_reduce(total, group=self.world.dp_mesh.get_group())
-        return total.float()
+        return self.world.sum_over(total, "dp").float()
 
-    def log(self, loss: float, grad_norm: float, lr: float) -> None:
+    @property
+    def pp_group(self) -> dist.ProcessGroup | None:
+        """The ranks that hold the other stages of this rank's copy; None without a pipeline."""
+        return self.world.pp_mesh.get_group() if self.world.pp_mesh is not None else None
+
+    def log(self, loss: float, grad_norm: float, lr: float, more: dict[str, Tensor]) -> None:
         """Write down one step: the global mean loss per token, the norm before clipping."""
         throughput = self.timer.read()
         self.metrics.log(
@@ -267,59 +243,25 @@ class Trainer:
             tokens_per_second=throughput.tokens_per_second,
             mfu=throughput.mfu,
             memory_gib=memory_gib(self.world.device),
+            **{name: value.item() for name, value in more.items()},
         )
         self.events.write("step", step=self.step, loss=loss, grad_norm=grad_norm)
-
-    def sum_over_ranks(self, value: Tensor) -> Tensor:
-        """The sum of a scalar over the data-parallel ranks, on the device."""
-        total = value.clone()
-        if self.world.dp_mesh is not None:
-            dist.all_reduce(total, group=self.world.dp_mesh.get_group())
-        return total
-
-    def check_finite(self, finite: bool, local_loss: Tensor) -> None:
-        """Count skipped steps. Raises NumericsError after MAX_SKIPPED_STEPS in a row."""
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        if finite:
-            return
-        where = self.find_faulty(local_loss)
-        self.say(f"step {self.step}: {where}; the update is skipped")
-        if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
-            if self.checkpointer is not None:
-                self.checkpointer.close()
-            raise NumericsError(
-                f"step {self.step}: {where}, {self.skipped_in_a_row} steps in a row; lower "
-                "optimizer.lr or resume from an earlier checkpoint (checkpoint.load_step)"
-            )
-
-    def find_faulty(self, local_loss: Tensor) -> str:
-        """What is not finite, and on which ranks: their loss, else their share of the gradients."""
-        norm = local_grad_norm(self.parameters).item()
-        own = (math.isfinite(local_loss.item()), math.isfinite(norm))
-        every: list[Any] = [own]
-        if self.world.mesh is not None:
-            every = [None] * self.world.size
-            dist.all_gather_object(every, own, group=self.world.host_group)
-        for index, what in enumerate(("loss", "gradient")):
-            if bad := [str(rank) for rank, finite in enumerate(every) if not finite[index]]:
-                return f"{what} not finite on rank {', '.join(bad)}"
-        return "gradient norm not finite: its squares overflow"
 
     @torch.no_grad()
     def validate(self) -> None:
         """Mean loss per token over the validation data, into validation.jsonl."""
-        self.model.eval()
-        total = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        for part in self.model_parts:
+            part.eval()
+        loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        num_tokens = loss.clone()
         for batch in self.validation_data:
-            labels_BS = batch.labels_BS.to(self.world.device)
-            with self.autocast():
-                logits_BSV = self.model(batch.tokens_BS.to(self.world.device))
-            total[0] += self.loss_fn(logits_BSV, labels_BS)
-            total[1] += (labels_BS != IGNORED).sum()
-        if self.world.dp_mesh is not None:
-            dist.all_reduce(total, group=self.world.dp_mesh.get_group())
-        self.model.train()
-        self.metrics.log_validation(self.step, loss=(total[0] / total[1]).item())
+            loss += self.summed_loss(batch)
+            num_tokens += (batch.labels_BS != IGNORED).sum()
+        loss = self.world.sum_over(loss, "dp", "cp", "pp")
+        num_tokens = self.world.sum_over(num_tokens, "dp")
+        for part in self.model_parts:
+            part.train()
+        self.metrics.log_validation(self.step, loss=(loss / num_tokens).item())
 
     def collect_garbage(self) -> None:
         """Collect at the same step on all ranks, so that no rank makes the others wait."""
@@ -345,14 +287,14 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """The whole training state, as `Checkpointer` saves and loads it."""
+        skipped = self.finite_check.skipped_in_a_row
         return {
-            "model": get_model_state_dict(self.model),
-            "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=_FLAT),
+            "model": model_state(self.model_parts),
+            "optimizer": optimizer_state(self.model_parts, self.optimizers),
             "lr_scheduler": {"step": self.schedule_step},
             "dataloader": self.data.state_dict(),
-            "rng": {"cpu": torch.get_rng_state()}
-            | ({"cuda": torch.cuda.get_rng_state()} if self.world.device.type == "cuda" else {}),
-            "progress": {"step": self.step, "skipped_in_a_row": self.skipped_in_a_row},
+            "rng": rng_state(self.world.device),
+            "progress": {"step": self.step, "skipped_in_a_row": skipped},
         }
 
     def save(self, *, model_only: bool = False) -> None:
@@ -379,22 +321,18 @@ class Trainer:
         """
         excluded = self.job.checkpoint.exclude_from_loading
         if loaded == 0 or "optimizer" in excluded:
-            self.optimizer.state.clear()
+            for optimizer in self.optimizers:
+                optimizer.state.clear()
         else:
-            options = [dict(group) for group in self.optimizer.param_groups]
-            set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=_FLAT)
-            for group, own in zip(self.optimizer.param_groups, options, strict=True):
-                group.update({key: own[key] for key in own if key != "params"})
+            load_optimizer_state(self.model_parts, self.optimizers, state["optimizer"])
         if loaded == 0:
             return
         if "dataloader" not in excluded:
             self.data.load_state_dict(state["dataloader"])
         self.step = loaded
         self.schedule_step = state["lr_scheduler"]["step"]
-        self.skipped_in_a_row = state["progress"]["skipped_in_a_row"]
-        torch.set_rng_state(state["rng"]["cpu"])
-        if "cuda" in state["rng"] and self.world.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng"]["cuda"])
+        self.finite_check.skipped_in_a_row = state["progress"]["skipped_in_a_row"]
+        load_rng_state(state["rng"], self.world.device)
         self.say(f"resumed after step {loaded}")
 
     def finish(self) -> None:
@@ -406,6 +344,15 @@ class Trainer:
             if self.world.rank == 0:
                 self.layout.requeue.touch()
         self.close()
+
+    @contextlib.contextmanager
+    def closed_on_fault(self) -> Iterator[None]:
+        """Finish the save under way before a fault that ends the run for good is told."""
+        try:
+            yield
+        except NumericsError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Finish the save under way and write out what is buffered."""

@@ -16,21 +16,19 @@ from titan_recipes.config.schema.bundle import (
     Data,
     DataSource,
     Expect,
-    Model,
     Plan,
     Recipe,
-    RopeScaling,
 )
 from titan_recipes.config.schema.fields import (
     Bounds,
     Fraction,
-    MinusOneOrMore,
     NonNegative,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
     section,
 )
+from titan_recipes.config.schema.model import LatentAttention, Model, MoE, RopeScaling
 from titan_recipes.config.schema.parallel import (
     ActivationCheckpoint,
     Compile,
@@ -72,10 +70,11 @@ __all__ = [
     "Float8Linear",
     "Fraction",
     "LRScheduler",
+    "LatentAttention",
     "MXGroupedMM",
     "MXLinear",
     "Metrics",
-    "MinusOneOrMore",
+    "MoE",
     "Model",
     "NonNegative",
     "NonNegativeFloat",

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from titan_recipes.config.schema.fields import (
-    MinusOneOrMore,
+    MinusOneOrPositive,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -40,61 +40,6 @@ class Assets:
     `.model`, Hugging Face `tokenizer.json` or sentencepiece `.model`, told apart by content."""
     hf_repo: str = ""
     """The Hugging Face repository that publishes weights and tokenizer."""
-
-
-@section
-class RopeScaling:
-    """[model.rope_scaling] (ours): Llama 3.1's frequency-dependent stretching of RoPE.
-
-    Source: Llama 3.1's reference code, `apply_scaling`; arXiv:2407.21783, section 3.2.
-    """
-
-    factor: PositiveFloat = 8.0
-    """How much long wavelengths are stretched."""
-    low_freq_factor: PositiveFloat = 1.0
-    """Wavelengths above original_max_seq_len / low_freq_factor are stretched in full."""
-    high_freq_factor: PositiveFloat = 4.0
-    """Wavelengths below original_max_seq_len / high_freq_factor stay as they are."""
-    original_max_seq_len: Positive = 8192
-    """Sequence length the frequencies were first trained for, in tokens."""
-
-
-@section
-class Model:
-    """[model]: the flavor. Every architecture number, and what is done to the model as a whole."""
-
-    family: Literal["llama3"]
-    """ours: which model code reads these numbers."""
-    dim: Positive
-    """ours: model width."""
-    n_layers: Positive
-    """ours: number of transformer blocks."""
-    n_heads: Positive
-    """ours: number of query heads."""
-    n_kv_heads: Positive
-    """ours: number of key and value heads; n_heads is a multiple of it."""
-    head_dim: Positive
-    """ours: width of one head."""
-    ffn_dim: Positive
-    """ours: hidden width of the gated feed-forward."""
-    vocab_size: Positive
-    """ours: rows of the embedding; at least the tokenizer's size."""
-    norm_eps: PositiveFloat = 1e-5
-    """ours: epsilon of RMSNorm."""
-    rope_theta: PositiveFloat = 500000.0
-    """ours: base of the rotary embedding's frequencies."""
-    rope_scaling: RopeScaling | None = None
-    """ours: a table [model.rope_scaling] stretches RoPE; without the table nothing is stretched."""
-    tie_embeddings: bool = False
-    """ours: the output projection is the embedding's matrix."""
-    hf_assets_path: str = ""
-    """Directory with Hugging Face assets, searched for a tokenizer; overrides assets.tokenizer."""
-    tokenizer_path: str = ""
-    """Tokenizer file or directory; overrides assets.tokenizer."""
-    converters: tuple[str, ...] = ()
-    """Model converters, in order: "float8", "mx"."""
-    print_after_conversion: bool = False
-    """Print the model after the converters ran."""
 
 
 @section
@@ -149,5 +94,5 @@ class Data:
     """Tokenize a hub dataset on the fly instead of preparing shards; resumes at equal dp only."""
     cache_dir: str = ""
     """Where token shards are kept; "" = $TITAN_RECIPES_CACHE, else ~/.cache/titan-recipes."""
-    num_proc: MinusOneOrMore = -1
+    num_proc: MinusOneOrPositive = -1
     """Processes that tokenize; -1 = one for each core."""

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
+SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -13,18 +15,33 @@ class Bounds:
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
+    or_minus_one: bool = False
+    """-1, "not set", is allowed besides."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
         limits = {"ge": self.ge, "gt": self.gt, "le": self.le, "lt": self.lt}
-        return handler(source) | {k: v for k, v in limits.items() if v is not None}
+        limits = {name: limit for name, limit in limits.items() if limit is not None}
+        number = handler(source)
+        if not self.or_minus_one:
+            return number | limits
+        kind = "an integer" if source is int else "a number"
+        shown = " and ".join(f"{SIGNS[name]} {limit}" for name, limit in limits.items())
+        return {
+            "type": "union",
+            "choices": [number | {"ge": -1, "le": -1}, number | limits],
+            "custom_error_type": "neither_minus_one",
+            "custom_error_message": f"must be -1, or {kind} {shown}",
+        }
 
 
 Positive = Annotated[int, Bounds(ge=1)]
 NonNegative = Annotated[int, Bounds(ge=0)]
 MinusOneOrMore = Annotated[int, Bounds(ge=-1)]
+MinusOneOrPositive = Annotated[int, Bounds(ge=1, or_minus_one=True)]
 PositiveFloat = Annotated[float, Bounds(gt=0)]
 NonNegativeFloat = Annotated[float, Bounds(ge=0)]
 Fraction = Annotated[float, Bounds(ge=0, le=1)]
+MinusOneOrFraction = Annotated[float, Bounds(ge=0, le=1, or_minus_one=True)]
 
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from titan_recipes.config.schema.fields import (
     Fraction,
-    MinusOneOrMore,
+    MinusOneOrPositive,
     NonNegative,
     Positive,
     section,
@@ -18,7 +18,7 @@ class Parallelism:
 
     data_parallel_replicate_degree: Positive = 1
     """Copies of the model (DDP, HSDP)."""
-    data_parallel_shard_degree: MinusOneOrMore = -1
+    data_parallel_shard_degree: MinusOneOrPositive = -1
     """Ranks that shard one copy (FSDP2); -1 = all that the other degrees leave."""
     fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
     """Free gathered parameters after forward; "default" = yes, unless there is a pipeline."""
@@ -36,7 +36,7 @@ class Parallelism:
     """Layers the embedding counts for in the automatic split."""
     pipeline_parallel_last_stage_less_layers: NonNegative = 1
     """Layers the output projection counts for in the automatic split."""
-    pipeline_parallel_layers_per_stage: MinusOneOrMore = -1
+    pipeline_parallel_layers_per_stage: MinusOneOrPositive = -1
     """Layers of one stage; -1 = as many as make one stage a rank (two for looped schedules)."""
     pipeline_parallel_schedule: str = "1F1B"
     """The pipeline schedule's name in torch.distributed.pipelining."""
@@ -90,8 +90,8 @@ class Compile:
 
     enable: bool = False
     """Compile."""
-    components: tuple[str, ...] = ("model", "loss")
-    """What is compiled: "model", "loss"."""
+    components: tuple[Literal["model", "loss"], ...] = ("model", "loss")
+    """What is compiled."""
     backend: str = "inductor"
     """torch.compile's backend."""
 

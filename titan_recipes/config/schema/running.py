@@ -75,8 +75,8 @@ class Checkpoint:
     """Newest checkpoints kept; 0 = all."""
     load_step: MinusOneOrMore = -1
     """Resume from this step; -1 = the newest that verifies."""
-    exclude_from_loading: tuple[str, ...] = ()
-    """Parts not loaded from a checkpoint: "optimizer", "lr_scheduler", "dataloader", "rng"."""
+    exclude_from_loading: tuple[Literal["optimizer", "lr_scheduler", "dataloader", "rng"], ...] = ()
+    """Parts not loaded from a checkpoint."""
     enable_first_step_checkpoint: bool = False
     """Save after step 1 too, to find out early whether saving works."""
     create_seed_checkpoint: bool = False

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from titan_recipes.config.schema.fields import (
     Bounds,
     Fraction,
-    MinusOneOrMore,
+    MinusOneOrFraction,
+    MinusOneOrPositive,
     NonNegative,
     NonNegativeFloat,
     Positive,
@@ -45,10 +46,10 @@ class LRScheduler:
 
     warmup_steps: NonNegative = 200
     """Steps from 0 to the peak rate."""
-    total_steps: MinusOneOrMore = -1
-    """Steps the schedule spans; -1 = training.steps."""
-    decay_ratio: Annotated[float, Bounds(ge=-1, le=1)] = -1.0
-    """Share of the steps that decay; -1 = all after warmup."""
+    total_steps: MinusOneOrPositive = -1
+    """Steps the schedule spans; -1 = training.steps. Past them the rate stays as it is."""
+    decay_ratio: MinusOneOrFraction = -1.0
+    """Share of the schedule that decays, at its end; -1 = all after warmup, 0 = none."""
     decay_type: Literal["linear", "sqrt", "cosine"] = "linear"
     """Shape of the decay."""
     min_lr_factor: Fraction = 0.0
@@ -65,7 +66,7 @@ class DataLoader:
     """Keep the workers between epochs."""
     pin_memory: bool = False
     """Batches in page-locked memory."""
-    prefetch_factor: MinusOneOrMore = -1
+    prefetch_factor: MinusOneOrPositive = -1
     """Batches read ahead by each worker; -1 = torch's default."""
 
 
@@ -80,7 +81,7 @@ class Training:
     repository. "" = the dataset's own place."""
     local_batch_size: Positive = 8
     """Sequences in one forward pass of one data-parallel rank."""
-    global_batch_size: MinusOneOrMore = -1
+    global_batch_size: MinusOneOrPositive = -1
     """Sequences in one optimizer step over all ranks; -1 = local_batch_size x dp degree."""
     seq_len: Positive = 2048
     """Tokens in one sequence."""
@@ -119,7 +120,7 @@ class Validation:
     """Tokens in one sequence."""
     freq: Positive = 10
     """Training steps from one validation to the next; the last step validates too."""
-    steps: MinusOneOrMore = -1
+    steps: MinusOneOrPositive = -1
     """Batches of each validation; -1 = the whole dataset."""
     dataloader: DataLoader = field(default_factory=DataLoader)
 

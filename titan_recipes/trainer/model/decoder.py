@@ -1,107 +1,103 @@
 """The decoder: one transformer for every family, its sizes and switches read from model.toml.
 
-Pre-norm blocks of grouped-query attention with rotary positions and a gated feed-forward, as in
-Llama 3 (arXiv:2407.21783). Parallelism is laid over it from outside: nothing here imports
-torch.distributed.
+Pre-norm blocks of attention and feed-forward, as in Llama 3 (arXiv:2407.21783); what other families
+add (norms after, latent attention, experts, sinks, soft caps) is a switch of `config.schema.Model`.
+Parallelism is laid over it from outside: nothing here imports torch.distributed.
 
-Shapes: B batch, S sequence, D model, N query heads, K key and value heads, H head, F feed-forward,
-V vocabulary.
+Shapes: B batch, S sequence, D model, H rotated part of a head, V vocabulary.
 """
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from titan_recipes.config.flavor import is_moe_layer
 from titan_recipes.config.schema import Model
-from titan_recipes.trainer.model.rope import apply_rope, rope_table
-
-
-class Attention(nn.Module):
-    """Causal grouped-query attention; N query heads share K key and value heads."""
-
-    def __init__(self, sizes: Model) -> None:
-        super().__init__()
-        self.head_dim = sizes.head_dim
-        self.enable_gqa = sizes.n_heads != sizes.n_kv_heads
-        self.wq = nn.Linear(sizes.dim, sizes.n_heads * sizes.head_dim, bias=False)
-        self.wk = nn.Linear(sizes.dim, sizes.n_kv_heads * sizes.head_dim, bias=False)
-        self.wv = nn.Linear(sizes.dim, sizes.n_kv_heads * sizes.head_dim, bias=False)
-        self.wo = nn.Linear(sizes.n_heads * sizes.head_dim, sizes.dim, bias=False)
-
-    def forward(self, x_BSD: Tensor, rope_SH: Tensor) -> Tensor:
-        # The head count is left to the view (-1): under tensor parallelism a rank holds N / tp.
-        q_BSNH = self.wq(x_BSD).unflatten(-1, (-1, self.head_dim))
-        k_BSKH = self.wk(x_BSD).unflatten(-1, (-1, self.head_dim))
-        v_BSKH = self.wv(x_BSD).unflatten(-1, (-1, self.head_dim))
-        q_BNSH = apply_rope(q_BSNH, rope_SH).transpose(1, 2)
-        k_BKSH = apply_rope(k_BSKH, rope_SH).transpose(1, 2)
-        out_BNSH = F.scaled_dot_product_attention(
-            q_BNSH, k_BKSH, v_BSKH.transpose(1, 2), is_causal=True, enable_gqa=self.enable_gqa
-        )
-        return self.wo(out_BNSH.transpose(1, 2).flatten(-2))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU: w2(silu(w1 x) * w3 x) (arXiv:2002.05202)."""
-
-    def __init__(self, sizes: Model) -> None:
-        super().__init__()
-        self.w1 = nn.Linear(sizes.dim, sizes.ffn_dim, bias=False)
-        self.w2 = nn.Linear(sizes.ffn_dim, sizes.dim, bias=False)
-        self.w3 = nn.Linear(sizes.dim, sizes.ffn_dim, bias=False)
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x_BSD)) * self.w3(x_BSD))
+from titan_recipes.trainer.model.attention import build_attention
+from titan_recipes.trainer.model.feed_forward import FeedForward
+from titan_recipes.trainer.model.moe import Moe
+from titan_recipes.trainer.model.norm import build_norm
+from titan_recipes.trainer.model.rope import Rope
 
 
 class Block(nn.Module):
-    """One transformer layer: attention, then feed-forward, each normed before and added after."""
+    """One transformer layer: attention, then feed-forward or experts, each normed and added."""
 
-    def __init__(self, sizes: Model) -> None:
+    def __init__(self, sizes: Model, layer: int) -> None:
         super().__init__()
-        self.attention = Attention(sizes)
-        self.feed_forward = FeedForward(sizes)
-        self.attention_norm = nn.RMSNorm(sizes.dim, eps=sizes.norm_eps)
-        self.ffn_norm = nn.RMSNorm(sizes.dim, eps=sizes.norm_eps)
+        self.attention = build_attention(sizes, layer)
+        if is_moe_layer(sizes, layer):
+            assert sizes.moe is not None
+            self.moe = Moe(sizes, sizes.moe)
+        else:
+            self.feed_forward = FeedForward(sizes, sizes.ffn_dim)
+        self.attention_norm = build_norm(sizes, sizes.dim)
+        self.ffn_norm = build_norm(sizes, sizes.dim)
+        self.has_moe, self.post_norms = is_moe_layer(sizes, layer), sizes.post_norms
+        if sizes.post_norms:
+            self.post_attention_norm = build_norm(sizes, sizes.dim)
+            self.post_ffn_norm = build_norm(sizes, sizes.dim)
 
-    def forward(self, x_BSD: Tensor, rope_SH: Tensor) -> Tensor:
-        h_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rope_SH)
-        return h_BSD + self.feed_forward(self.ffn_norm(h_BSD))
+    def forward(self, x_BSD: Tensor, rope_SH: Tensor, documents_BS: Tensor | None = None) -> Tensor:
+        """rope_SH: this layer's table, of at least S rows."""
+        added_BSD = self.attention(self.attention_norm(x_BSD), rope_SH, documents_BS)
+        h_BSD = x_BSD + (self.post_attention_norm(added_BSD) if self.post_norms else added_BSD)
+        feed_forward = self.moe if self.has_moe else self.feed_forward
+        added_BSD = feed_forward(self.ffn_norm(h_BSD))
+        return h_BSD + (self.post_ffn_norm(added_BSD) if self.post_norms else added_BSD)
 
 
 class Decoder(nn.Module):
     """Token ids to logits.
 
-    `layers` is a dict so that a pipeline stage can drop layers and keep their names; embedding,
-    norm and output may be None there.
+    A pipeline stage sets embedding, norm and output to None and drops layers: the dict keeps the
+    names of those that stay. Without an embedding it takes hidden states, without an output it
+    returns them.
     """
 
-    rope_SH: Tensor
+    tok_embeddings: nn.Embedding | None
+    norm: nn.Module | None
+    output: nn.Linear | None
 
     def __init__(self, sizes: Model, seq_len: int) -> None:
         super().__init__()
         self.sizes = sizes
         self.seq_len = seq_len
         self.tok_embeddings = nn.Embedding(sizes.vocab_size, sizes.dim)
-        self.layers = nn.ModuleDict({str(i): Block(sizes) for i in range(sizes.n_layers)})
-        self.norm = nn.RMSNorm(sizes.dim, eps=sizes.norm_eps)
+        self.layers = nn.ModuleDict({str(i): Block(sizes, i) for i in range(sizes.n_layers)})
+        self.norm = build_norm(sizes, sizes.dim)
         self.output = nn.Linear(sizes.dim, sizes.vocab_size, bias=False)
+        self.rope = Rope(sizes, seq_len)
         self.tie()
-        table_SH = torch.empty(seq_len, sizes.head_dim)
-        self.register_buffer("rope_SH", table_SH, persistent=False)
 
     def tie(self) -> None:
         """Make output and embedding one parameter, where they are; `to_empty` takes them apart."""
-        if self.sizes.tie_embeddings:
+        if self.sizes.tie_embeddings and self.output and self.tok_embeddings:
             self.output.weight = self.tok_embeddings.weight
 
     def init_buffers(self) -> None:
-        """Fill the rotary table on the buffer's own device; the weights are `model.init`'s."""
-        self.rope_SH.copy_(rope_table(self.sizes, self.seq_len, self.rope_SH.device))
+        """Fill every buffer on its own device; the weights are `model.init`'s."""
+        for module in self.modules():
+            if isinstance(module, Rope | Moe):
+                module.init_buffers()
 
-    def forward(self, tokens_BS: Tensor) -> Tensor:
-        h_BSD = self.tok_embeddings(tokens_BS)
-        rope_SH = self.rope_SH[: tokens_BS.shape[1]]
-        for layer in self.layers.values():
-            h_BSD = layer(h_BSD, rope_SH)
-        return self.output(self.norm(h_BSD))
+    def forward(self, x: Tensor, documents_BS: Tensor | None = None) -> Tensor:
+        """logits_BSV, or the hidden states h_BSD of a stage that is not the last.
+
+        x: token ids [B, S], or h_BSD on a stage that is not the first. documents_BS: document
+        number of each token, which attends only inside its own; None = one document a row.
+        """
+        h_BSD = x
+        if self.tok_embeddings is not None:
+            h_BSD = self.tok_embeddings(x)
+            if self.sizes.scale_embeddings:
+                h_BSD = h_BSD * math.sqrt(self.sizes.dim)
+        for name, layer in self.layers.items():
+            h_BSD = layer(h_BSD, self.rope(int(name)), documents_BS)
+        if self.norm is not None:
+            h_BSD = self.norm(h_BSD)
+        if self.output is None:
+            return h_BSD
+        logits_BSV, cap = self.output(h_BSD), self.sizes.output_soft_cap
+        return cap * torch.tanh(logits_BSV / cap) if cap else logits_BSV

@@ -15,6 +15,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from titan_recipes.config.schema import Model
 from titan_recipes.trainer.model.decoder import Decoder
 
+RESIDUAL = ("wo", "w2")
+"""Matrices that write to the residual stream."""
+
 
 @torch.no_grad()
 def init_weights(model: Decoder, seed: int) -> None:
@@ -23,6 +26,7 @@ def init_weights(model: Decoder, seed: int) -> None:
     Normal with std 1 for the embedding; truncated normal with std 0.02 for matrices, those that
     write to the residual stream scaled by 1 / sqrt(2 (layer + 1)), and dim ** -0.5 for the output,
     also where it is the embedding: torchtitan v0.2.2's Llama 3 numbers, so that runs compare.
+    Biases and sinks begin at 0, norms at a factor of 1.
     """
     for wrapped_name, parameter in model.named_parameters():
         # Activation checkpointing wraps blocks; the name that seeds a weight must not change.
@@ -44,16 +48,19 @@ def name_seed(seed: int, name: str) -> int:
 
 
 def _fill(full: Tensor, name: str, sizes: Model, generator: torch.Generator) -> None:
-    module = name.rsplit(".", 2)[-2]
+    module, leaf = name.rsplit(".", 2)[-2:]
+    matrix = leaf if module == "experts" else module
     if module.endswith("norm"):
-        full.fill_(1.0)
+        full.fill_(0.0 if sizes.norm_unit_offset else 1.0)
+    elif leaf in ("bias", "b1", "b2", "b3", "sinks"):
+        full.zero_()
     elif module == "tok_embeddings" and not sizes.tie_embeddings:
         nn.init.normal_(full, generator=generator)
     else:
         std = 0.02
         if module in ("output", "tok_embeddings"):
             std = sizes.dim**-0.5
-        elif module in ("wo", "w2"):
+        elif matrix in RESIDUAL:
             layer = int(name.split(".")[1])
             std = 0.02 / (2 * (layer + 1)) ** 0.5
         # Cut off at 3 std: beyond that a draw is an outlier to every optimizer step that follows.

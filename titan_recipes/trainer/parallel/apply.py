@@ -6,6 +6,11 @@ from titan_recipes.config.job import Job
 from titan_recipes.errors import ConfigError, Problem
 from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.parallel.activation_checkpoint import apply_activation_checkpoint
+from titan_recipes.trainer.parallel.expert_parallel import (
+    apply_expert_parallel,
+    moe_layers,
+    sum_sequence_counts,
+)
 from titan_recipes.trainer.parallel.fsdp import apply_fsdp
 from titan_recipes.trainer.parallel.mesh import World
 
@@ -17,6 +22,10 @@ def parallelize(model: Decoder, job: Job, world: World) -> None:
 
     At world size 1 nothing is wrapped by FSDP. Raises ConfigError for an unknown compile backend.
     """
+    if world.ep_mesh is not None:
+        apply_expert_parallel(model, world.ep_mesh)
+    sequence_meshes = [mesh for mesh in (world.cp_mesh, world.tp_mesh) if mesh is not None]
+    sum_sequence_counts(model, [mesh.get_group() for mesh in sequence_meshes])
     apply_activation_checkpoint(model, job.activation_checkpoint)
     if job.compile.enable and job.compile.backend not in torch._dynamo.list_backends(None):
         known = ", ".join(torch._dynamo.list_backends(None))
@@ -24,12 +33,20 @@ def parallelize(model: Decoder, job: Job, world: World) -> None:
         raise ConfigError([Problem("job.toml", "compile.backend", got, f"use one of {known}")])
     if job.compile.enable and "model" in job.compile.components:
         for block in model.layers.values():
-            block.compile(backend=job.compile.backend, fullgraph=True)
-    if world.dp_mesh is not None:
+            # Tokens travel to experts outside of any graph.
+            fullgraph = not (world.ep_mesh is not None and moe_layers(block))
+            block.compile(backend=job.compile.backend, fullgraph=fullgraph)
+    if world.fsdp_mesh is not None:
+        reshard = job.parallelism.fsdp_reshard_after_forward
+        if reshard == "default" and job.derived.pp > 1:
+            # A pipeline would gather each block again for every microbatch.
+            reshard = "never"
         apply_fsdp(
             model,
-            world.dp_mesh,
+            world.fsdp_mesh,
+            expert_mesh=world.expert_fsdp_mesh,
             param_dtype=DTYPES[job.training.mixed_precision_param],
             reduce_dtype=DTYPES[job.training.mixed_precision_reduce],
-            reshard_after_forward=job.parallelism.fsdp_reshard_after_forward,
+            reshard_after_forward=reshard,
+            offload=job.training.enable_cpu_offload,
         )

@@ -1,51 +1,81 @@
 """FSDP2: parameters, gradients and optimizer state sharded over ranks, gathered block by block.
 
+Every job of more than one rank goes through it. On a mesh of two axes, copies of the model over the
+first, it is HSDP; with one rank in the second it is DDP; over one rank it only casts.
+
 Gradients are summed, not averaged: the loss is already divided by the tokens of the whole step, so
 that its gradient does not depend on how many ranks or passes the batch was split into.
 """
 
+from typing import Any
+
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor, Shard
 
 from titan_recipes.trainer.model.decoder import Decoder
+from titan_recipes.trainer.model.moe import Moe
+from titan_recipes.trainer.parallel.expert_parallel import moe_layers
 
 
 def apply_fsdp(
     model: Decoder,
     mesh: DeviceMesh,
     *,
+    expert_mesh: DeviceMesh | None,
     param_dtype: torch.dtype,
     reduce_dtype: torch.dtype,
     reshard_after_forward: str,
+    offload: bool,
 ) -> None:
     """Shard a model in place, one group of collectives per block.
 
+    expert_mesh: what experts are sharded over, where it is not `mesh`.
     reshard_after_forward: "always" and "default" free gathered parameters after forward and gather
     them again for backward; "never" keeps them, which saves half the gathers for their memory. The
     last group, needed first in backward, is kept unless "always".
+    offload: keep the shards, their gradients and the optimizer's state in host memory.
     """
     # Inputs keep their types: the rotary table stays float32, hidden states are param_dtype anyway.
     policy = MixedPrecisionPolicy(
         param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
     )
+    options: dict[str, Any] = {"mp_policy": policy}
+    if offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     reshard = reshard_after_forward != "never"
+    if expert_mesh is not None:
+        for moe in moe_layers(model):
+            shard_experts(moe, expert_mesh, reshard_after_forward=reshard, **options)
+    options["mesh"] = mesh
     for block in model.layers.values():
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        fully_shard(block, reshard_after_forward=reshard, **options)
     if not model.sizes.tie_embeddings:
         # A tied matrix is used at both ends: it stays in the root's group.
-        fully_shard(
-            model.tok_embeddings, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard
-        )
-        fully_shard(
-            [model.norm, model.output],
-            mesh=mesh,
-            mp_policy=policy,
-            reshard_after_forward=reshard_after_forward == "always",
-        )
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        if model.tok_embeddings is not None:
+            fully_shard(model.tok_embeddings, reshard_after_forward=reshard, **options)
+        if model.output is not None:
+            last = reshard_after_forward == "always"
+            fully_shard([model.norm, model.output], reshard_after_forward=last, **options)
+    fully_shard(model, reshard_after_forward=reshard, **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             # gloo has no pre-multiplied sum, and a factor of 1 needs none.
             module.set_force_sum_reduction_for_comms(True)
+
+
+def shard_experts(moe: Moe, mesh: DeviceMesh, **options: Any) -> None:
+    """Shard a layer's experts over a mesh of their own: by expert, or where there are too few by
+    the rows of each."""
+    num_local = moe.experts.w1.shape[0]
+    if isinstance(moe.experts.w1, DTensor):
+        num_local = moe.experts.w1.to_local().shape[0]
+    dim = 0 if num_local % mesh.size(mesh.ndim - 1) == 0 else 1
+    fully_shard(moe.experts, mesh=mesh, shard_placement_fn=lambda _: Shard(dim), **options)

@@ -1,4 +1,10 @@
-"""The ranks: joining the process group, the device of each, and the one DeviceMesh."""
+"""The ranks: joining the process group, the device of each, and the meshes they form.
+
+Ranks are numbered pp slowest, then dp_replicate, dp_shard, cp, tp. Parameters and tokens see that
+grid differently, so there are two meshes over the same ranks: parameters are sharded over dp_shard
+and cp as one axis, since both hold the same weights; samples are dealt over dp_replicate and
+dp_shard as one axis, since both read different data.
+"""
 
 import os
 from dataclasses import dataclass
@@ -7,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from titan_recipes.config.hardware import ANY_GPU, NO_GPU
@@ -18,8 +25,11 @@ from titan_recipes.errors import ConfigError, Problem
 class World:
     """This process among all: its rank, its device, and the groups it talks in.
 
-    mesh and host_group are None for a single process, which needs neither. host_group is gloo: it
-    carries what must not wait for the device (stop flag, checkpoint agreement).
+    mesh: axes pp, dp_replicate, dp_shard_cp, tp; what parameters are laid over. data_mesh: axes
+    pp, dp, cp, tp; what tokens are dealt over. expert_mesh: axes pp, dp_replicate, edp, ep; what
+    experts are laid over, None where that is like all else. Every axis is there, if with one rank.
+    host_group is gloo: it carries what must not wait for the device (stop flag, checkpoint
+    agreement). A single process has none of them.
     """
 
     rank: int
@@ -27,17 +37,62 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh | None
+    data_mesh: DeviceMesh | None
+    expert_mesh: DeviceMesh | None
     host_group: dist.ProcessGroup | None
 
     @property
-    def dp_mesh(self) -> DeviceMesh | None:
-        """The axis over which data and parameters are sharded."""
-        return self.mesh["dp_shard"] if self.mesh is not None else None
+    def fsdp_mesh(self) -> DeviceMesh | None:
+        """What parameters are sharded over; with copies of the model in two axes, copies first."""
+        return self._with_copies(self.mesh, "dp_shard_cp")
+
+    @property
+    def expert_fsdp_mesh(self) -> DeviceMesh | None:
+        """The same for experts; None where they are sharded like all else."""
+        return self._with_copies(self.expert_mesh, "edp")
+
+    @property
+    def ep_mesh(self) -> DeviceMesh | None:
+        """The ranks that hold different experts; None at degree 1."""
+        return self._axis(self.expert_mesh, "ep")
+
+    @property
+    def tp_mesh(self) -> DeviceMesh | None:
+        """The ranks that split each matrix; None at degree 1."""
+        return self._axis(self.mesh, "tp")
+
+    @property
+    def pp_mesh(self) -> DeviceMesh | None:
+        """The ranks that hold consecutive layers; None at degree 1."""
+        return self._axis(self.mesh, "pp")
+
+    @property
+    def cp_mesh(self) -> DeviceMesh | None:
+        """The ranks that split each sequence; None at degree 1."""
+        return self._axis(self.data_mesh, "cp")
 
     @property
     def dp_rank(self) -> int:
         """This rank's place among those that read different data."""
-        return self.dp_mesh.get_local_rank() if self.dp_mesh is not None else 0
+        return self.data_mesh.get_local_rank("dp") if self.data_mesh is not None else 0
+
+    @staticmethod
+    def _with_copies(mesh: DeviceMesh | None, axis: str) -> DeviceMesh | None:
+        if mesh is None:
+            return None
+        return mesh["dp_replicate", axis] if mesh["dp_replicate"].size() > 1 else mesh[axis]
+
+    @staticmethod
+    def _axis(mesh: DeviceMesh | None, name: str) -> DeviceMesh | None:
+        return mesh[name] if mesh is not None and mesh[name].size() > 1 else None
+
+    def sum_over(self, value: Tensor, *axes: str) -> Tensor:
+        """The sum of a tensor over axes of data_mesh, on its device, as a new tensor."""
+        total = value.clone()
+        for axis in axes:
+            if (mesh := self._axis(self.data_mesh, axis)) is not None:
+                dist.all_reduce(total, group=mesh.get_group())
+        return total
 
 
 def choose_device(job: Job, local_rank: int) -> torch.device:
@@ -54,10 +109,7 @@ def choose_device(job: Job, local_rank: int) -> torch.device:
 
 
 def join_world(job: Job, run_directory: Path) -> World:
-    """Join the process group that torchrun's environment describes and build the mesh.
-
-    Axes have the job's degrees and their names; only axes that some parallelism uses are in it.
-    """
+    """Join the process group that torchrun's environment describes, and build the meshes."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     derived = job.derived
@@ -69,22 +121,65 @@ def join_world(job: Job, run_directory: Path) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1:
-        return World(rank, local_rank, size, device, None, None)
-    if device.type == "cuda" and job.comm.trace_buf_size:
-        trace_collectives(job, run_directory)
+        return World(rank, local_rank, size, device, None, None, None, None)
     timeout = timedelta(seconds=job.comm.init_timeout_seconds)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    device_id = device if device.type == "cuda" else None
-    dist.init_process_group(backend, timeout=timeout, device_id=device_id)
-    mesh = init_device_mesh(device.type, mesh_shape(derived), mesh_dim_names=("dp_shard",))
+    if not dist.is_initialized():
+        if device.type == "cuda" and job.comm.trace_buf_size:
+            trace_collectives(job, run_directory)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        device_id = device if device.type == "cuda" else None
+        dist.init_process_group(backend, timeout=timeout, device_id=device_id)
     host_group = dist.new_group(backend="gloo", timeout=timeout)
     assert not isinstance(host_group, int), "every rank is in the host group"
-    return World(rank, local_rank, size, device, mesh, host_group)
+
+    def mesh_of(axes: dict[str, int]) -> DeviceMesh:
+        return init_device_mesh(device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+
+    return World(
+        rank=rank,
+        local_rank=local_rank,
+        size=size,
+        device=device,
+        mesh=mesh_of(parameter_axes(derived)),
+        data_mesh=mesh_of(data_axes(derived)),
+        expert_mesh=mesh_of(expert_axes(derived)) if needs_expert_mesh(job) else None,
+        host_group=host_group,
+    )
 
 
-def mesh_shape(derived: Derived) -> tuple[int, ...]:
-    """Sizes of the mesh's axes, slowest first."""
-    return (derived.dp_shard,)
+def parameter_axes(derived: Derived) -> dict[str, int]:
+    """Axes of the mesh that parameters are laid over and their sizes, slowest first."""
+    return {
+        "pp": derived.pp,
+        "dp_replicate": derived.dp_replicate,
+        "dp_shard_cp": derived.dp_shard * derived.cp,
+        "tp": derived.tp,
+    }
+
+
+def data_axes(derived: Derived) -> dict[str, int]:
+    """Axes of the mesh that tokens are dealt over and their sizes, slowest first."""
+    return {
+        "pp": derived.pp,
+        "dp": derived.dp_replicate * derived.dp_shard,
+        "cp": derived.cp,
+        "tp": derived.tp,
+    }
+
+
+def needs_expert_mesh(job: Job) -> bool:
+    """Whether experts are laid out unlike other parameters: split by ep, or left whole by tp."""
+    return job.model.moe is not None and (job.derived.ep > 1 or job.derived.tp > 1)
+
+
+def expert_axes(derived: Derived) -> dict[str, int]:
+    """Axes of the mesh that experts are laid over and their sizes, slowest first."""
+    return {
+        "pp": derived.pp,
+        "dp_replicate": derived.dp_replicate,
+        "edp": derived.dp_shard * derived.cp * derived.tp // derived.ep,
+        "ep": derived.ep,
+    }
 
 
 def trace_collectives(job: Job, run_directory: Path) -> None:
@@ -100,6 +195,6 @@ def tighten_timeouts(seconds: int, world: World) -> None:
     """Shorten the longest wait for a collective, once the slow first step is done."""
     assert world.mesh is not None
     dist.barrier()
-    groups = [dist.group.WORLD, world.host_group, *world.mesh.get_all_groups()]
-    for group in groups:
-        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+    # Every group there is: those of the meshes, the host's, the checkpointer's.
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)

@@ -1,0 +1,84 @@
+"""Many jobs trained one after another by one torchrun: a start of the ranks costs more than a case.
+
+As a script, `torchrun parity.py ROOT NAME...`, it is one rank of that. A case is ROOT/NAME/job.toml.
+"""
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from training import column, small_job, write_job
+
+from titan_recipes.config.job import Job, read_job
+from titan_recipes.config.layout import RunLayout
+
+STEPS = 20
+TINY = (
+    "model.dim=64",
+    "model.n_layers=4",
+    "model.n_heads=8",
+    "model.n_kv_heads=4",
+    "model.head_dim=8",
+    "model.ffn_dim=128",
+    "training.seq_len=64",
+    "training.global_batch_size=16",
+    f"training.steps={STEPS}",
+    "checkpoint.enable=false",
+    "metrics.enable_tensorboard=false",
+)
+"""Overrides of the debug recipe that leave something to split on every axis of 8 ranks."""
+
+
+def parity_job(corpus: Path, *overrides: str, ranks: int = 1, dp: int = 1) -> Job:
+    """A tiny fp32 job of two passes in each step; dp: ranks that read different data."""
+    batch = f"training.local_batch_size={16 // (2 * dp)}"
+    return small_job(corpus, *TINY, batch, *overrides, ranks=ranks)
+
+
+def train_all(root: Path, jobs: dict[str, Job], *, timeout: float = 600) -> None:
+    """Train each job in root/<name>; all have the same number of ranks. Fails with the output."""
+    (ranks,) = {job.derived.world_size for job in jobs.values()}
+    for name, job in jobs.items():
+        write_job(root / name, job)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}", __file__, str(root), *jobs]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    if done.returncode:
+        raise AssertionError(f"exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+
+
+def difference(expected: Path, found: Path) -> float:
+    """The largest relative difference of loss and gradient norm over all steps of two runs."""
+    worst = 0.0
+    for name in ("loss", "grad_norm"):
+        a, b = column(expected, name), column(found, name)
+        assert len(a) == len(b) > 0
+        worst = max(worst, *(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True)))
+    return worst
+
+
+def _train_here(root: Path, names: list[str]) -> None:
+    import torch.distributed as dist
+
+    from titan_recipes.trainer.data.prepare import ensure_prepared
+    from titan_recipes.trainer.metrics import RankEvents
+    from titan_recipes.trainer.parallel.mesh import join_world
+    from titan_recipes.trainer.train import Trainer
+
+    for name in names:
+        layout = RunLayout(root / name)
+        (root / name / "logs").mkdir(exist_ok=True)
+        job = read_job(root / name / "job.toml")
+        prepared = ensure_prepared(job)
+        world = join_world(job, layout.root)
+        Trainer(job, layout, world, RankEvents(layout, world.rank), prepared).train()
+        gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _train_here(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,53 @@
+"""From a job to this rank's share of the model, in the order that parallelism needs.
+
+    model on meta -> pipeline split -> each part: parallel, materialized, initialized
+
+The parts of a rank are its pipeline stages; without a pipeline there is one, the whole model.
+"""
+
+import torch
+
+from titan_recipes.config.job import Job
+from titan_recipes.trainer.model.decoder import Decoder
+from titan_recipes.trainer.model.init import init_weights
+from titan_recipes.trainer.parallel.apply import DTYPES, parallelize
+from titan_recipes.trainer.parallel.mesh import World
+
+
+def build_model_parts(job: Job, world: World) -> list[Decoder]:
+    """The parts of the model that this rank holds, ready to train, on its device."""
+    seq_len = max(job.training.seq_len, job.validation.seq_len * job.validation.enable)
+    with torch.device("meta"):
+        model = Decoder(job.model, seq_len).to(DTYPES[job.training.dtype])
+    assert sum(p.numel() for p in model.parameters()) == job.derived.num_params
+    parts = [model]
+    for part in parts:
+        parallelize(part, job, world)
+        # With CPU offload FSDP moves what it gathers, and the buffers at the first forward.
+        part.to_empty(device="cpu" if job.training.enable_cpu_offload else world.device)
+        part.tie()
+        init_weights(part, job.debug.seed)
+        part.train()
+    return parts
+
+
+def introduction(job: Job, world: World) -> list[str]:
+    """What the config became, in lines: the derived numbers that a person would check first."""
+    derived = job.derived
+    axes = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep")
+    degrees = {axis: getattr(derived, axis) for axis in axes}
+    used = [f"{axis} {degree}" for axis, degree in degrees.items() if degree > 1]
+    mesh = " x ".join(used) if used else "one process"
+    # Parameter, gradient and two moments, all of the parameters' type.
+    state_bytes = 4 * DTYPES[job.training.dtype].itemsize * derived.num_params
+    ranks_of_a_copy = derived.world_size // derived.dp_replicate
+    return [
+        f"{job.recipe_id}, plan {job.origin.plan}: {derived.world_size} x {world.device.type}, "
+        f"{mesh}",
+        f"parameters {derived.num_params:,}; with gradients and optimizer state "
+        f"{state_bytes / ranks_of_a_copy / 2**30:.2f} GiB a rank; "
+        f"{derived.flops_per_token / 1e9:,.3f} GFLOP per token",
+        f"tokens per step = {job.training.local_batch_size} sequences x {job.dp_degree} ranks "
+        f"x {derived.gradient_accumulation_steps} passes x {job.training.seq_len:,} = "
+        f"{derived.tokens_per_step:,}",
+    ]

@@ -1,0 +1,55 @@
+"""Steps that are not finite: skipped, told with the ranks they come from, and in the end fatal."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from titan_recipes.errors import NumericsError
+from titan_recipes.trainer.optimizer import local_grad_norm
+from titan_recipes.trainer.parallel.mesh import World
+
+MAX_SKIPPED_STEPS = 3
+"""Steps in a row whose loss or gradient norm may be non-finite before the run ends."""
+
+
+class FiniteCheck:
+    """Counts skipped steps in a row. log: prints a line for people."""
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], world: World, *, log: Callable[[str], None]
+    ) -> None:
+        self.skipped_in_a_row = 0
+        self._parameters = parameters
+        self._world = world
+        self._log = log
+
+    def note(self, step: int, *, finite: bool, local_loss: Tensor) -> None:
+        """Count a step. Raises NumericsError after MAX_SKIPPED_STEPS in a row."""
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if finite:
+            return
+        where = self._find_faulty(local_loss)
+        self._log(f"step {step}: {where}; the update is skipped")
+        if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
+            raise NumericsError(
+                f"step {step}: {where}, {self.skipped_in_a_row} steps in a row; launch "
+                "a new run with a lower optimizer.lr, from a checkpoint of this one if you like "
+                "(checkpoint.initial_load_path), or type `titan-recipes resume --set "
+                "checkpoint.load_step=N` to go back to an earlier checkpoint"
+            )
+
+    def _find_faulty(self, local_loss: Tensor) -> str:
+        """What is not finite, and on which ranks: their loss, else their share of gradients."""
+        norm = local_grad_norm(self._parameters).item()
+        own = (math.isfinite(local_loss.item()), math.isfinite(norm))
+        every: list[Any] = [own]
+        if self._world.mesh is not None:
+            every = [None] * self._world.size
+            dist.all_gather_object(every, own, group=self._world.host_group)
+        for index, what in enumerate(("loss", "gradient")):
+            if bad := [str(rank) for rank, finite in enumerate(every) if not finite[index]]:
+                return f"{what} not finite on rank {', '.join(bad)}"
+        return "gradient norm not finite: its squares overflow"
