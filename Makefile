@@ -30,6 +30,7 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/trainer_overhead.py --write benchmarks/results/trainer_overhead.json
 
 .venv/.installed: pyproject.toml constraints.txt
+	@echo "installing the pinned packages into .venv, torch among them: 2 to 10 minutes, once"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[trainer,wandb,dev]'
 	@touch $@

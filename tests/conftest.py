@@ -1,6 +1,7 @@
 """What every test gets: state, configuration and caches of its own, and one thread a process."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ def _own_environment(
 ) -> None:
     """Nothing of the user's own: no outputs, no profiles, no recipes, no token cache."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+    # As in an activated environment: printed commands are then bare names.
+    monkeypatch.setenv(
+        "PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    )
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("TITAN_RECIPES_CACHE", str(session_cache))

@@ -239,7 +239,7 @@ def test_trainer_verb_when_the_extra_is_missing_says_how_to_install_it(
     assert result.exit_code == 2
     assert result.stderr == (
         "error: this needs numpy, pyarrow, tiktoken, not installed here; "
-        'pip install "titan-recipes[trainer]"\n'
+        f"pip install -e '{data_root()}[trainer]'\n"
     )
 
 

@@ -1,7 +1,6 @@
 """The commands about runs, as typed: what they print, their JSON keys, their exit codes."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +33,7 @@ KEYS = [
     "loss",
     "tokens_per_second",
     "memory_gib",
+    "logged_step",
     "eta_seconds",
     "checkpoint",
     "created",
@@ -91,7 +91,15 @@ def test_cli_runs_as_json_has_stable_keys(tmp_path: Path) -> None:
     (only,) = json.loads(call("runs", "--json").output)
     assert list(only) == KEYS
     assert (only["run"], only["state"], only["step"]) == ("one", "SUCCEEDED", 20)
-    assert json.loads(call("runs", "--json", "--outputs", str(tmp_path / "none")).output) == []
+    (tmp_path / "empty").mkdir()
+    assert json.loads(call("runs", "--json", "--outputs", str(tmp_path / "empty")).output) == []
+
+
+@pytest.mark.parametrize("command", ["runs", "status"])
+def test_cli_when_the_outputs_folder_is_missing_names_it(tmp_path: Path, command: str) -> None:
+    make_run(tmp_path, "one", attempt())
+    result = call(command, "--outputs", "/nope")
+    assert (result.exit_code, result.stderr) == (2, "error: --outputs /nope: no such folder\n")
 
 
 def test_cli_runs_names_a_broken_record_on_stderr(tmp_path: Path) -> None:
@@ -120,6 +128,86 @@ def test_cli_status_of_a_failed_run_has_the_cause_in_one_line_and_what_to_type(
         "next        titan-recipes report bad",
     ]
     assert list(json.loads(call("status", "bad", "--json").output)) == KEYS
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_cli_status_of_a_failure_that_is_never_retried_says_so_and_offers_no_resume(
+    tmp_path: Path, code: int
+) -> None:
+    make_run(tmp_path, "bad", failed(exit_code=code), reached=0)
+    lines = call("status").output.splitlines()
+    said = f"1 failed in a row without a new checkpoint, exit {code} is never retried"
+    assert f"attempt     1; {said}" in lines
+    assert lines[-2:] == [
+        "next        titan-recipes logs bad",
+        "next        titan-recipes report bad",
+    ]
+
+
+def test_cli_status_when_the_run_came_further_than_its_last_row_says_which_step_the_loss_is_of(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path, "one", stopped(step_to=7), reached=5)
+    commit_checkpoint(run.layout, 7)
+    lines = call("status").output.splitlines()
+    assert "step        7/20" in lines
+    assert "loss        6.942 at step 5" in lines
+
+
+def test_cli_resume_when_the_checkpoints_are_gone_exits_2_and_keeps_the_rows(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path, "one", stopped(step_to=7), reached=7)
+    before = run.layout.metrics.read_text()
+    result = call("resume")
+    folder = run.layout.root / "checkpoints"
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"error: one: the checkpoint of step 7 is gone; put it back into {folder}, "
+        "or launch a new run\n",
+    )
+    assert run.layout.metrics.read_text() == before
+    assert "resume" not in call("status").output
+
+
+def test_cli_checkpoint_verbs_take_a_run_s_name(tmp_path: Path) -> None:
+    make_run(tmp_path, "one", attempt())
+    command = [sys.executable, "-m", "titan_recipes.cli", "checkpoint", "list"]
+    done = subprocess.run([*command, "one"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {tmp_path / 'one'}: no checkpoints here\n",
+    )
+    done = subprocess.run([*command, "onne"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: no run 'onne' in {tmp_path}; did you mean \"one\"?\n",
+    )
+
+
+def test_cli_launch_blames_each_missing_input_on_what_set_it_and_makes_nothing(
+    tmp_path: Path,
+) -> None:
+    sets = ["--set", "training.dataset=text", "--set", "training.dataset_path=/no/text.txt"]
+    sets += ["--set", "assets.tokenizer=/no/tokenizer", "--set", "plan.gpu=cpu"]
+    outputs = tmp_path / "outputs"
+    result = call("launch", "llama3_debug", "--outputs", str(outputs), *sets)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "error: --set: assets.tokenizer: /no/tokenizer does not exist; "
+        "set it to a tokenizer file or its directory",
+        "error: --set: training.dataset_path: /no/text.txt does not exist; "
+        "give a file, a directory or a glob of jsonl, parquet or txt",
+    ]
+    assert not outputs.exists()
+    assert call("launch", "llama3_debug", "--dry-run", *sets).exit_code == 0
+
+
+def test_cli_launch_with_an_empty_name_is_refused(tmp_path: Path) -> None:
+    for flags in ([], ["--dry-run"]):
+        result = call("launch", "llama3_debug", "--name", "", *flags)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("error: --name '': not a run name; use lower-case letters")
 
 
 def test_cli_status_of_a_run_that_is_not_there_exits_2(tmp_path: Path) -> None:
@@ -179,7 +267,7 @@ def test_cli_cancel_then_resume_follows_to_the_end(live: LiveRuns) -> None:
 def test_cli_resume_detached_returns_while_it_runs(live: LiveRuns) -> None:
     run = live.start("held", "HOLD")
     call("cancel")
-    shutil.rmtree(run.layout.root / "checkpoints")  # from the start: it holds at step 3 again
+    (run.layout.root / "DEAF").touch()  # it hangs in step 4
     result = call("resume", "held", "--detach")
     assert result.output.splitlines() == [
         "held is running again",

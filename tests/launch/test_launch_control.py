@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ def test_cancel_when_the_run_is_deaf_says_to_kill_it(
     last = ended.record.attempts[-1]
     assert (last.outcome, last.cause) == (
         "stopped",
-        "killed by a second signal before it had saved",
+        "killed by cancel --now",
     )
     assert orphans(run.layout) == []
 
@@ -159,6 +160,35 @@ def test_resume_of_a_done_run_with_more_steps_trains_them(live: LiveRuns) -> Non
     assert (job.training.steps, job.metrics.log_freq) == (6, 2)
     assert job.origin.overrides[-2:] == ("training.steps=6", "metrics.log_freq=2")
     assert wait_for_end(run).record.attempts[-1].step_to == 6
+
+
+def test_resume_without_any_checkpoint_yet_says_that_it_starts_again(live: LiveRuns) -> None:
+    run = live.start("deaf", "DEAF")
+    ended = control.kill(run)
+    (run.layout.root / "DEAF").unlink()
+    offset = control.resume(ended)
+    wait_for_end(run)
+    log = run.layout.node_log(0).read_text()[offset:].splitlines()
+    assert log[:2] == ["no checkpoint: starting at step 0", "training from step 0"]
+
+
+def test_resume_when_the_checkpoints_are_gone_starts_nothing(live: LiveRuns) -> None:
+    run = live.start("held", "HOLD")
+    ended = cancel(run)
+    shutil.move(run.layout.root / "checkpoints", run.layout.root / "elsewhere")
+    with pytest.raises(LaunchError, match=r"held: the checkpoint of step 3 is gone; put it back"):
+        control.resume(ended)
+    assert [row["step"] for row in read_rows(run.layout.metrics)] == [1, 2, 3]
+    shutil.move(run.layout.root / "elsewhere", run.layout.root / "checkpoints")
+    control.resume(ended)
+    assert wait_for_end(run).record.attempts[-1].outcome == "done"
+
+
+@pytest.mark.parametrize("setting", ["checkpoint.enable=false", "checkpoint.load_only=true"])
+def test_resume_of_a_run_that_saves_nothing_is_refused(tmp_path: Path, setting: str) -> None:
+    run = make_run(tmp_path, "one", stopped(step_to=0), reached=7, overrides=[setting])
+    with pytest.raises(LaunchError, match="one: nothing to go on from: it saves no checkpoints"):
+        control.resume(run)
 
 
 def test_resume_while_it_runs_is_refused(tmp_path: Path) -> None:

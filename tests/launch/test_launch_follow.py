@@ -77,7 +77,7 @@ def test_follow_at_a_second_ctrl_c_leaves_the_run_to_itself(live: LiveRuns) -> N
     follower.send_signal(signal.SIGINT)
     after, _ = follower.communicate(timeout=60)
     assert follower.returncode == 130
-    assert "left; deaf saves its checkpoint, then stops" in after
+    assert "left; deaf goes on stopping with a checkpoint" in after
     assert run_status(run.layout).state is RunState.RUNNING
 
 

@@ -1,25 +1,29 @@
 """`titan_local` through torchx's Runner, and `launch`: what is written, what is refused."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from live_runs import until
-from past_runs import debug_job
+from past_runs import attempt, debug_job, make_run, running
 from torchx.runner import Runner
 from torchx.schedulers import get_scheduler_factories
 from torchx.specs import AppDef, AppDryRunInfo, AppState, AppStatus
 from training import small_job
 
+from titan_recipes.config.data_root import data_root
 from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.layout import RunLayout
-from titan_recipes.errors import EXIT_USER, BundleError, LaunchError
+from titan_recipes.errors import EXIT_USER, BundleError, ConfigError, LaunchError
 from titan_recipes.launch.machine import check_trainer, fit, num_gpus
 from titan_recipes.launch.record import (
     RunState,
@@ -29,6 +33,7 @@ from titan_recipes.launch.record import (
 )
 from titan_recipes.launch.submit import launch, preview
 from titan_recipes.launch.titan_local import app_id, create_scheduler, find_run_dir
+from titan_recipes.launch.torchrun import end_orphans, orphans
 from titan_recipes.render import render
 
 WAIT_FOR_STOP = """
@@ -94,6 +99,47 @@ def test_titan_local_run_is_followed_and_stopped_by_another_process(
     assert read_record(layout).attempts[0].outcome == "stopped"
 
 
+def test_titan_local_when_the_run_began_before_refuses_to_start_it_again(
+    runner: Runner, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "outputs", "run", attempt())
+    app = app_of(debug_job(), tmp_path / "outputs")
+    request: AppDryRunInfo[object] = runner.dryrun(app, "titan_local", workspace="")
+    with pytest.raises(LaunchError, match=r"outputs/run: exists already; .*titan-recipes resume"):
+        runner.schedule(request)
+    assert len(read_record(run.layout).attempts) == 1
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """As nobody, who may signal none of our processes and write none of our files."""
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_s_run_is_named_not_looped_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        monkeypatch.setenv("XDG_STATE_HOME", place)
+        run = make_run(Path(place), "theirs", running())
+        rank = [sys.executable, "-c", "input()", str(run.layout.job), "--attempt", "1"]
+        with subprocess.Popen(rank, stdin=subprocess.PIPE) as process:
+            until(lambda: orphans(run.layout) == [process.pid], "the rank")
+            with another_user(), pytest.raises(LaunchError, match=f"process {process.pid} of anot"):
+                end_orphans(run.layout)
+            with another_user(), pytest.raises(LaunchError, match="theirs: not yours to stop"):
+                create_scheduler("s")._cancel_existing(app_id(run.layout.root))
+            assert process.poll() is None
+            end_orphans(run.layout)
+            assert process.wait() == -signal.SIGKILL
+
+
 def test_app_id_leads_back_to_the_directory_and_only_to_it(tmp_path: Path) -> None:
     run = tmp_path / "a-b.c" / "run-1.x"
     run.mkdir(parents=True)
@@ -142,9 +188,10 @@ def test_component_run_by_stock_torchx_trains_to_the_end(corpus: Path, tmp_path:
     assert "step 2/2" in done.stderr  # torchx's own following shows the lines, too
 
 
-def test_launch_writes_the_run_and_records_how_it_ends(tmp_path: Path) -> None:
-    missing = tmp_path / "missing.txt"
-    job = small_job(missing, "checkpoint.interval=3")
+def test_launch_writes_the_run_and_records_how_it_ends(corpus: Path, tmp_path: Path) -> None:
+    garbage = tmp_path / "tokenizer.model"
+    garbage.write_text("not a tokenizer\n")
+    job = small_job(corpus, f"model.tokenizer_path='{garbage}'")
     command = ["titan-recipes", "launch", "llama3_debug"]
     started = launch(job, outputs=tmp_path / "outputs", command=command)
     layout = started.layout
@@ -161,7 +208,10 @@ def test_launch_writes_the_run_and_records_how_it_ends(tmp_path: Path) -> None:
     assert read_record(layout).attempts[0].exit_code == EXIT_USER
     status = run_status(layout)
     assert status.state is RunState.FAILED
-    assert str(missing) in status.cause
+    assert status.cause.startswith(f"{garbage}: assets.tokenizer: no tokenizer of a known format")
+    errors = [line for line in layout.node_log(0).read_text().splitlines() if line]
+    assert errors == [f"error: {status.cause}"]
+    assert "Traceback" not in layout.rank_log(0).read_text()
     again = render(job, name=layout.root.name, outputs=str(layout.root.parent))
     assert layout.component.read_text() == again["component.py"]
 
@@ -180,7 +230,7 @@ def test_launch_when_it_cannot_be_refuses_and_writes_nothing(tmp_path: Path) -> 
         with pytest.raises(LaunchError, match=words):
             launch(job, outputs=outputs, command=[], name=name, scheduler=scheduler)
     nodes = replace(job, plan=replace(job.plan, nodes=2))
-    with pytest.raises(LaunchError, match="needs 2 nodes, here is one"):
+    with pytest.raises(ConfigError, match="needs 2 machines, --scheduler local has this one"):
         launch(nodes, outputs=outputs, command=[])
     file = tmp_path / "file"
     file.touch()
@@ -197,6 +247,8 @@ def test_launch_when_the_bundle_s_template_is_no_component_leaves_the_name_free(
     templates = tmp_path / "mine" / "templates"
     templates.mkdir(parents=True)
     job = debug_job()
+    tokenizer = data_root() / "recipes" / "llama3_debug" / "tokenizer.model"
+    (templates.parent / "tokenizer.model").symlink_to(tokenizer)
     job = replace(job, origin=replace(job.origin, bundle=str(templates.parent)))
     for text, words in {"def train(:": "not Python", "x = 1": "torchx can't use what"}.items():
         (templates / "component.py.j2").write_text(text)
@@ -272,8 +324,9 @@ def test_fit_when_named_gpus_are_missing_refuses(gpus: Callable[[int], None]) ->
     job = debug_job()
     job = replace(job, plan=replace(job.plan, gpu="h100", gpus_per_node=8))
     gpus(2)
-    with pytest.raises(LaunchError, match=r"needs 8 h100 GPU\(s\), here are 2; choose"):
+    with pytest.raises(ConfigError, match=r"has 2; .* --set plan.gpus_per_node=2, choose") as few:
         fit(job)
+    assert "plan.gpu=cpu" not in str(few.value)
     gpus(8)
     assert fit(job) == (job, "")
 
@@ -283,5 +336,5 @@ def test_check_trainer_when_torch_is_missing_says_what_to_install(
 ) -> None:
     check_trainer()
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(LaunchError, match=r"pip install 'titan-recipes\[trainer\]'"):
+    with pytest.raises(LaunchError, match=r"needs torch, .*; pip install .*\[trainer\]'"):
         check_trainer()

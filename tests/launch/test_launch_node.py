@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -150,7 +151,7 @@ def test_node_when_a_rank_ends_with_3_exits_with_it_and_does_not_retry(
     )
     exit_code, output = run.finish()
     assert exit_code == 3
-    assert output == "attempt 1 failed: shard 7 is torn\nTraceback: the words of the rank\n"
+    assert output == "error: shard 7 is torn\n"
     (attempt,) = run.attempts()
     assert (attempt.exit_code, attempt.rank, attempt.final) == (3, 1, True)
     status = run_status(run.layout)
@@ -242,10 +243,41 @@ def test_node_when_resumed_after_a_stop_trains_on(make_run: Callable[..., Run]) 
     assert run.finish() == (0, "attempt 1 stopped: asked to stop before it started\n")
     assert run.layout.requeue.exists()
     assert run.state() is RunState.STOPPED
-    assert run.finish("--resumed") == (0, "")
+    assert run.finish("--resumed") == (0, "no checkpoint: starting at step 0\n")
     assert [a.outcome for a in run.attempts()] == ["stopped", "done"]
     assert run.state() is RunState.SUCCEEDED
     assert run.finish() == (0, "trained to its last step already\n")
+
+
+def test_node_when_the_user_is_to_blame_says_one_line_without_a_traceback(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run("write_exit(2, 'train.toml: x: got 1; use 2', 'Traceback: ...'); sys.exit(2)")
+    assert run.finish() == (2, "error: train.toml: x: got 1; use 2\n")
+    assert run.layout.node_log(0).read_text() == "error: train.toml: x: got 1; use 2\n"
+
+
+def test_node_when_stopped_with_checkpoints_off_leaves_nothing_to_requeue(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run("stop.touch(); requeue.touch()", "checkpoint.enable=false")
+    cause = "asked to stop; nothing was saved: its checkpoints are off"
+    code, _ = run.finish()
+    (attempt,) = run.attempts()
+    assert (code, attempt.outcome, attempt.cause) == (0, "stopped", cause)
+    assert not run.layout.requeue.exists()
+
+
+def test_node_when_started_again_without_its_checkpoints_refuses(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run("commit(7); stop.touch(); requeue.touch()")
+    assert run.finish()[0] == 0
+    shutil.rmtree(run.layout.root / "checkpoints")
+    code, output = run.finish()  # as a scheduler that requeues it
+    assert code == 2
+    assert output.startswith("error: run: the checkpoint of step 7 is gone; put it back into ")
+    assert len(run.attempts()) == 1
 
 
 HANG = """

@@ -1,6 +1,7 @@
 """Finding runs and saying how they stand, from run directories on disk."""
 
 import json
+import shlex
 import subprocess
 import sys
 from datetime import timedelta
@@ -134,9 +135,25 @@ def test_status_of_a_failed_run_lists_the_failures(tmp_path: Path) -> None:
 
 
 def test_status_of_a_stopped_run_says_to_resume(tmp_path: Path) -> None:
-    status = status_of(make_run(tmp_path, "one", stopped(), reached=7))
+    status = status_of(make_run(tmp_path, "one", stopped(step_to=0), reached=7))
     assert (status.state, status.cause, status.step) == ("STOPPED", "asked to stop", 7)
-    assert status.next[0] == "titan-recipes resume one"
+    assert status.next == ("titan-recipes resume one", "titan-recipes report one")
+    off = make_run(
+        tmp_path, "off", stopped(step_to=0), reached=7, overrides=["checkpoint.enable=false"]
+    )
+    assert status_of(off).next == ("titan-recipes report off",)
+
+
+def test_commands_when_the_program_is_not_on_the_path_name_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, "one", attempt())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (command,) = status_of(run).next
+    program, *words = shlex.split(command)
+    assert words == ["report", "one"]
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("titan-recipes, version ")
 
 
 def test_status_when_the_entry_point_was_killed_is_failed(tmp_path: Path) -> None:

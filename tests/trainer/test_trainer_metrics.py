@@ -204,6 +204,16 @@ def test_log_when_wandb_is_missing_names_the_extra(
     open_log(tmp_path, enable_wandb=True, rank=1)
 
 
+def test_log_when_wandb_has_no_key_is_the_user_s_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=r"metrics\.enable_wandb: No API key .*; set WANDB_API_K"):
+        open_log(tmp_path, enable_wandb=True)
+
+
 def test_rank_events_when_written_are_lines_of_json(tmp_path: Path) -> None:
     events = RankEvents(RunLayout(tmp_path), 3)
     events.write("loaded", step=10, path=tmp_path)

@@ -33,7 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("convert:import_torchtitan", "Turn a torchtitan TOML into a recipe."),
     "schema": ("convert:schema", "Print the JSON Schema of the TOML files."),
     "data": ("trainer_verbs:data", "Prepare token shards."),
-    "checkpoint": ("trainer_verbs:checkpoint", "List or verify checkpoints."),
+    "checkpoint": ("trainer_verbs:checkpoint", "List, verify, import or export checkpoints."),
+    "assets": ("assets:assets", "Fetch a recipe's tokenizer and weights."),
 }
 """Command -> where it is in this package, and its line in the group's help."""
 

@@ -89,6 +89,7 @@ def status(run: str | None, outputs: Path | None, as_json: bool) -> None:
 
 def _facts(status: "Status") -> list[tuple[str, str]]:
     """What is known, as name and value."""
+    from titan_recipes.launch.status import loss_of
     from titan_recipes.launch.text import duration, gib, local_time, number, progress, short_path
 
     facts = [
@@ -99,7 +100,7 @@ def _facts(status: "Status") -> list[tuple[str, str]]:
         ("step", progress(status.step, status.total_steps)),
     ]
     if status.step is not None:
-        facts.append(("loss", number(status.loss)))
+        facts.append(("loss", loss_of(status)))
         facts.append(("tokens/s", f"{number(status.tokens_per_second)} per device"))
         facts.append(("memory", gib(status.memory_gib)))
     if status.eta_seconds is not None:
@@ -113,10 +114,16 @@ def _facts(status: "Status") -> list[tuple[str, str]]:
 
 
 def _attempt(status: "Status") -> str:
+    from titan_recipes.launch.attempts import NEVER_RETRIED
+
     text = str(status.attempt or "none yet")
     if status.failures_in_a_row:
         text += f"; {status.failures_in_a_row} failed in a row without a new checkpoint"
-        text += f", {status.max_restarts} are retried"
+        code = status.failures[-1]["exit_code"]
+        if code in NEVER_RETRIED:
+            text += f", exit {code} is never retried"
+        elif status.max_restarts is not None:
+            text += f", {status.max_restarts} are retried"
     return text
 
 
@@ -163,6 +170,7 @@ Examples:
 def cancel(run: str | None, now: bool, outputs: Path | None) -> None:
     """Stop a run with a checkpoint and wait until it has stopped."""
     from titan_recipes.launch import control
+    from titan_recipes.launch.attempts import saves
     from titan_recipes.launch.follow import end_of
     from titan_recipes.launch.record import run_status
     from titan_recipes.launch.runs import find_run
@@ -176,7 +184,9 @@ def cancel(run: str | None, now: bool, outputs: Path | None) -> None:
     if now:
         ended = control.kill(found)
     else:
-        click.echo(f"asked {found.name} to save a checkpoint and stop; --now kills it instead")
+        job = found.job()
+        what = "save a checkpoint and stop" if job is None or saves(job) else "stop"
+        click.echo(f"asked {found.name} to {what}; --now kills it instead")
         ended = control.cancel(found, waiting=_show_waiting)
     after = status_of(ended)
     click.echo(f"{found.name} {end_of(after)}")
@@ -226,7 +236,7 @@ def resume(
     if not detach:
         context.exit(follow(open_run(found.layout.root), log_offset=offset))
     click.echo(f"{found.name} is running again")
-    for command in next_commands(found.word, RunState.RUNNING):
+    for command in next_commands(found.word, RunState.RUNNING, resumes=False):
         click.echo(f"  {command}")
 
 

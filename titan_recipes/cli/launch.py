@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from titan_recipes.config.job import Job
+    from titan_recipes.config.resolve import Resolution
 
 JOB_OPTIONS = (
     click.argument("recipe"),
@@ -31,9 +31,7 @@ JOB_OPTIONS = (
         help="Folder of the run directories; default: the cluster profile's, "
         "$TITAN_RECIPES_OUTPUTS, ./outputs.",
     ),
-    click.option(
-        "--name", default="", help="Name of the run; default: the recipe's with the time."
-    ),
+    click.option("--name", help="Name of the run; default: the recipe's with the time."),
 )
 """What `launch` and `render` share; `_resolve` takes all but --name."""
 
@@ -51,8 +49,8 @@ def _resolve(
     cluster: str | None,
     overrides: tuple[str, ...],
     outputs: str,
-) -> tuple["Job", str, str]:
-    """(job, scheduler, outputs folder) of the options; prints what was clipped."""
+) -> tuple["Resolution", str, str]:
+    """(resolution, scheduler, outputs folder) of the options; prints what was clipped."""
     from titan_recipes.bundle.find import find_bundle
     from titan_recipes.config.cluster import find_cluster
 
@@ -63,7 +61,7 @@ def _resolve(
     for note in resolution.notes:
         click.echo(f"note: {note}", err=True)
     outputs = outputs or profile.outputs or os.environ.get("TITAN_RECIPES_OUTPUTS") or "outputs"
-    return resolution.job, scheduler or profile.scheduler, outputs
+    return resolution, scheduler or profile.scheduler, outputs
 
 
 @click.command(
@@ -77,14 +75,15 @@ Examples:
 @_job_options
 @click.option("--detach", is_flag=True, help="Start it and return, instead of following it.")
 @click.option("--dry-run", is_flag=True, help="Print the files of the launch; submit nothing.")
-def launch(name: str, detach: bool, dry_run: bool, **options: Any) -> None:
+def launch(name: str | None, detach: bool, dry_run: bool, **options: Any) -> None:
     """Run RECIPE (a name, name@version, or a directory) and follow it to its end.
 
     Ctrl-C stops the run with a checkpoint; `titan-recipes resume` continues it.
     """
     from titan_recipes.launch.submit import preview
 
-    job, scheduler, outputs = _resolve(**options)
+    resolution, scheduler, outputs = _resolve(**options)
+    job = resolution.job
     if dry_run:
         files = preview(job, outputs=outputs, name=name, scheduler=scheduler)
         click.echo("\n".join(f"# ---- {path}\n{text}" for path, text in files.items()))
@@ -93,6 +92,7 @@ def launch(name: str, detach: bool, dry_run: bool, **options: Any) -> None:
     from titan_recipes.launch.follow import follow
     from titan_recipes.launch.runs import open_run
     from titan_recipes.launch.submit import launch as start
+    from titan_recipes.launch.text import command
 
     started = start(
         job,
@@ -100,13 +100,14 @@ def launch(name: str, detach: bool, dry_run: bool, **options: Any) -> None:
         command=("titan-recipes", *sys.argv[1:]),
         name=name,
         scheduler=scheduler,
+        where_of=lambda key: resolution.provenance.get(key, "defaults"),
     )
     for note in started.notes:
         click.echo(note)
     run = open_run(started.layout.root)
     click.echo(f"{run.name}: {job.recipe_id} in {started.layout.root}")
     if detach:
-        click.echo(f"follow it with: titan-recipes logs -f {run.word}")
+        click.echo(f"follow it with: {command('titan-recipes', f'logs -f {run.word}')}")
         return
     sys.exit(follow(run))
 
@@ -125,14 +126,14 @@ Examples:
     type=click.Path(path_type=Path),
     help="Folder to write into; files that exist are refused.",
 )
-def render(name: str, output: Path, **options: Any) -> None:
+def render(name: str | None, output: Path, **options: Any) -> None:
     """Write the files that `launch` would submit for RECIPE, and nothing else; works offline."""
     from titan_recipes.bundle.fork import write_files
     from titan_recipes.errors import LaunchError
     from titan_recipes.launch.submit import preview
 
-    job, scheduler, outputs = _resolve(**options)
-    files = preview(job, outputs=outputs, name=name, scheduler=scheduler)
+    resolution, scheduler, outputs = _resolve(**options)
+    files = preview(resolution.job, outputs=outputs, name=name, scheduler=scheduler)
     if existing := [path for path in files if os.path.lexists(output / path)]:
         raise LaunchError(f"{output}: has {', '.join(existing)} already; choose another folder")
     try:

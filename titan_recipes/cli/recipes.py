@@ -133,7 +133,8 @@ def _show_resolved(resolution: "Resolution", as_json: bool) -> None:
     from titan_recipes.config.support import value_at
 
     job, provenance = resolution.job, resolution.provenance
-    values = {key: value_at(job, key) for key in all_keys(Config) if _has(job, key)}
+    values = {key: value_at(job, key) for key in all_keys(Config)}
+    values = {key: value for key, value in values.items() if value is not None}
     values |= {f"derived.{k}": v for k, v in asdict(job.derived).items()}
     sources = {key: provenance.get(key, "default") for key in values}
     sources |= {key: "derived" for key in values if key.startswith("derived.")}
@@ -142,11 +143,6 @@ def _show_resolved(resolution: "Resolution", as_json: bool) -> None:
         return
     rows = [(key, show(_as_toml(value)), sources[key]) for key, value in values.items()]
     print_table(("KEY", "VALUE", "FROM"), rows)
-
-
-def _has(job: "Job", key: str) -> bool:
-    """Whether the tables above a key exist: model.rope_scaling may be none."""
-    return not (key.startswith("model.rope_scaling.") and job.model.rope_scaling is None)
 
 
 def _as_toml(value: Any) -> Any:

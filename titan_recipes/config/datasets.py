@@ -14,6 +14,7 @@ VALIDATION = "_validation"
 DATASETS: dict[str, str] = {
     "stdlib": "",
     "text": "it needs a file, a directory or a glob of jsonl, parquet or txt",
+    "chat": "it needs a file, a directory or a glob of jsonl or parquet",
     "c4": "",
     "c4_test": "its file is not part of titan-recipes: get tests/assets/c4_test from torchtitan's "
     "repository and name it here",
@@ -23,12 +24,20 @@ DATASETS: dict[str, str] = {
 STREAMED = ("c4", "hub")
 """The datasets that data.streaming works with."""
 
+CHAT = "chat"
+"""The dataset whose rows are conversations."""
+
 WhereOf = Callable[[str], str]
 
 
 def names() -> list[str]:
     """Every name that training.dataset, validation.dataset and data.sources take."""
     return [*DATASETS, *(f"{name}{VALIDATION}" for name in DATASETS if name != "c4_test")]
+
+
+def is_chat(dataset: str) -> bool:
+    """Whether a dataset's rows are conversations."""
+    return dataset.removesuffix(VALIDATION) == CHAT
 
 
 def dataset_problem(dataset: str, path: str, key: str, where: str) -> Problem | None:
@@ -53,6 +62,11 @@ class Asked:
     dataset: str
     path: str
     key: str
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether its rows are conversations."""
+        return is_chat(self.dataset)
 
     @property
     def path_key(self) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from titan_recipes.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER
+from titan_recipes.config.job import Job
+from titan_recipes.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER, LaunchError
 from titan_recipes.launch.record import Attempt
 from titan_recipes.launch.rows import figure
 
@@ -27,6 +28,27 @@ def newest_checkpoint(folder: Path) -> int:
     committed = [path.parent.name for path in folder.glob("step-*/manifest.json")]
     steps = [int(name.removeprefix("step-")) for name in committed if name[5:].isdecimal()]
     return max(steps, default=0)
+
+
+def saves(job: Job) -> bool:
+    """Whether a run of this job leaves checkpoints, and so can go on after it ended."""
+    return job.checkpoint.enable and not job.checkpoint.load_only
+
+
+def lost_checkpoint(attempts: Sequence[Attempt], folder: Path) -> int:
+    """Step of the newest checkpoint an attempt left, where the folder has none any more; else 0."""
+    left = max((attempt.step_to for attempt in attempts), default=0)
+    return 0 if newest_checkpoint(folder) else left
+
+
+def check_kept(run_dir: Path, attempts: Sequence[Attempt], folder: Path) -> None:
+    """Raises LaunchError where the checkpoints of a run are gone.
+
+    Another attempt would train from step 0 again, and cut the rows of metrics.jsonl.
+    """
+    if lost := lost_checkpoint(attempts, folder):
+        cure = f"put it back into {folder}, or launch a new run"
+        raise LaunchError(f"{run_dir.name}: the checkpoint of step {lost} is gone; {cure}")
 
 
 def failures_in_a_row(attempts: Sequence[Attempt]) -> int:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from titan_recipes.config.job import Job, read_job, to_toml
 from titan_recipes.config.layout import RunLayout, replace_file
 from titan_recipes.errors import LaunchError
-from titan_recipes.launch.attempts import newest_checkpoint
+from titan_recipes.launch.attempts import check_kept, newest_checkpoint, saves
 from titan_recipes.launch.changes import change
 from titan_recipes.launch.logs import Tail
 from titan_recipes.launch.record import (
@@ -35,6 +35,7 @@ from titan_recipes.launch.record import (
 )
 from titan_recipes.launch.runs import Run, open_run
 from titan_recipes.launch.status import checkpoint_folder
+from titan_recipes.launch.stop import KILL_WORD, KILLED
 from titan_recipes.launch.titan_local import resume_node
 from titan_recipes.launch.torchrun import end_orphans
 
@@ -96,7 +97,7 @@ def kill(run: Run) -> Run:
 
 
 def _kill(run: Run) -> Run:
-    run.layout.stop.touch()
+    run.layout.stop.write_text(KILL_WORD, encoding="utf-8")
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not (attempts := read_record(run.layout).attempts):  # launched a moment ago
         if time.monotonic() > deadline or run_status(run.layout).state.is_final:
@@ -113,7 +114,7 @@ def _kill(run: Run) -> Run:
     end_orphans(run.layout)
     run = open_run(run.layout.root)
     last = run.record.attempts[-1]
-    return run if last.final else _close(run, last, "killed by cancel --now")
+    return run if last.final else _close(run, last, KILLED)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -166,8 +167,13 @@ def resume(run: Run, overrides: Sequence[str] = ()) -> int:
 
 
 def _check_unfinished(run: Run, job: Job, changed: Job, state: RunState) -> None:
-    """Raises LaunchError where no step would be left to train."""
-    reached = newest_checkpoint(checkpoint_folder(run.layout, job))
+    """Raises LaunchError where nothing is left to go on from, or no step to train."""
+    folder = checkpoint_folder(run.layout, job)
+    reached = newest_checkpoint(folder)
+    check_kept(run.layout.root, run.record.attempts, folder)
+    if not reached and not saves(changed):
+        why = "it saves no checkpoints (checkpoint.enable, checkpoint.load_only)"
+        raise LaunchError(f"{run.name}: nothing to go on from: {why}; launch a new run")
     if state is RunState.SUCCEEDED:
         reached = max(reached, job.training.steps)
     if changed.training.steps <= reached:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,13 +23,13 @@ from rich.table import Column
 
 from titan_recipes.config.job import Job
 from titan_recipes.config.schema import Metrics
-from titan_recipes.launch.attempts import exit_code
+from titan_recipes.launch.attempts import NEVER_RETRIED, exit_code, saves
 from titan_recipes.launch.logs import POLL_SECONDS, Tail, metrics_of
 from titan_recipes.launch.record import run_status
 from titan_recipes.launch.rows import figure
 from titan_recipes.launch.runs import Run, open_run
-from titan_recipes.launch.status import Status, eta_seconds, status_of
-from titan_recipes.launch.text import duration, gib, number, progress, short_path
+from titan_recipes.launch.status import Status, eta_seconds, loss_of, status_of
+from titan_recipes.launch.text import command, duration, gib, number, progress, short_path
 
 EXIT_LEFT = 130  # the shell's code for Ctrl-C: whoever followed left, the run goes on
 
@@ -114,7 +115,8 @@ def follow(run: Run, *, log_offset: int = 0, console: Console | None = None) -> 
     tail = Tail(layout.node_log(0), offset=log_offset)
     interrupts, answered = Interrupts(), 0
     console = console or Console(file=sys.stdout)
-    with interrupts.caught(), Screen(run.job(), console) as screen:
+    job = run.job()
+    with interrupts.caught(), Screen(job, console) as screen:
         while True:
             ended = run_status(layout).state.is_final  # asked before the last look at the log
             for line in tail.rest() if ended else tail.lines():
@@ -127,12 +129,12 @@ def follow(run: Run, *, log_offset: int = 0, console: Console | None = None) -> 
             if interrupts.count > answered:
                 answered += 1
                 if answered > 1:
-                    screen.line(f"left; {run.name} saves its checkpoint, then stops", "bold")
-                    screen.line(f"  titan-recipes status {run.word}")
+                    screen.line(f"left; {run.name} goes on {_stopping(job)}", "bold")
+                    screen.line(f"  {command('titan-recipes', f'status {run.word}')}")
                     return EXIT_LEFT
                 try:
                     layout.stop.touch()
-                    words = "stopping with a checkpoint; Ctrl-C again leaves it to itself"
+                    words = f"{_stopping(job)}; Ctrl-C again leaves it to itself"
                 except OSError as error:  # somebody else's run
                     words = f"not yours to stop: {error.strerror}; Ctrl-C again leaves it to itself"
                 screen.line(words, "bold")
@@ -142,29 +144,35 @@ def follow(run: Run, *, log_offset: int = 0, console: Console | None = None) -> 
     return exit_code(ended_run.record.attempts)
 
 
+def _stopping(job: Job | None) -> str:
+    return "stopping with a checkpoint" if job is None or saves(job) else "stopping, saving nothing"
+
+
 def tell_end(run: Run, screen: Screen) -> None:
     """Say how the run ended, where everything is, and what to type next."""
     status, job, layout = status_of(run), run.job(), run.layout
     style = {"SUCCEEDED": "bold green", "FAILED": "bold red"}.get(status.state, "bold")
     screen.line("")
-    screen.line(f"{run.name} {end_of(status)}", style)
+    attempts = run.record.attempts
+    told = attempts and attempts[-1].exit_code in NEVER_RETRIED  # its `error:` is the line before
+    screen.line(f"{run.name} {end_of(replace(status, cause='') if told else status)}", style)
     places = {"checkpoint": Path(status.checkpoint) if status.checkpoint else None}
     places["logs"] = layout.logs
     commands = list(status.next)
     board = layout.root / (job.metrics if job else Metrics()).save_tb_folder
     if board.is_dir():
         places["TensorBoard"] = board
-        commands.append(f"tensorboard --logdir {shlex.quote(short_path(board))}")
+        commands.append(command("tensorboard", f"--logdir {shlex.quote(short_path(board))}"))
     for name, path in places.items():
         screen.line(f"  {name:<13}{short_path(path) if path else 'none'}")
     screen.line("")
-    for command in commands:
-        screen.line(f"  {command}")
+    for line in commands:
+        screen.line(f"  {line}")
 
 
 def end_of(status: Status) -> str:
     """How a run ended, in one line."""
     parts = [f"{status.state} at step {progress(status.step, status.total_steps)}"]
     if status.loss is not None:
-        parts.append(f"loss {number(status.loss)}")
+        parts.append(f"loss {loss_of(status)}")
     return ", ".join(parts) + (f": {status.cause}" if status.cause else "")

@@ -6,10 +6,12 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
+from titan_recipes.config.data_root import install_command
+from titan_recipes.config.datasets import WhereOf
 from titan_recipes.config.hardware import ANY_GPU, NO_GPU
 from titan_recipes.config.job import Job
 from titan_recipes.config.resolve import with_overrides
-from titan_recipes.errors import ConfigError, LaunchError
+from titan_recipes.errors import ConfigError, LaunchError, Problem
 
 TRAINER_MODULES = ("torch", "numpy", "pyarrow", "safetensors", "tiktoken", "tokenizers")
 """What no training does without."""
@@ -38,16 +40,23 @@ def _num_present() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def fit(job: Job) -> tuple[Job, str]:
+def in_job(key: str) -> str:
+    """Where a setting is, for messages, if it is not known what set it."""
+    return "job.toml"
+
+
+def fit(job: Job, where_of: WhereOf = in_job) -> tuple[Job, str]:
     """(the job as it can run on this machine, what was changed in one line or "").
 
     A plan for any GPU takes those present, at most one for each rank, and the CPU where there are
-    none. Raises LaunchError where the plan needs GPUs that are not there.
+    none. where_of: dotted key -> what set it. Raises ConfigError where the plan needs nodes or GPUs
+    that are not there.
     """
     plan = job.plan
     if plan.nodes > 1:
-        cure = "choose a plan with nodes = 1 (titan-recipes show RECIPE lists them)"
-        raise LaunchError(f"plan {job.origin.plan}: needs {plan.nodes} nodes, here is one; {cure}")
+        got = f"the plan needs {plan.nodes} machines, --scheduler local has this one"
+        cure = "choose a plan with nodes = 1 (titan-recipes show RECIPE lists them), or --dry-run"
+        raise ConfigError([Problem(where_of("plan.nodes"), "plan.nodes", got, cure)])
     if plan.gpu == NO_GPU:
         return job, ""
     present, ranks = num_gpus(), plan.gpus_per_node
@@ -55,9 +64,10 @@ def fit(job: Job) -> tuple[Job, str]:
         return job, ""
     if plan.gpu == ANY_GPU:
         return _capped(job, present)
-    cure = "choose another plan, --set plan.gpus_per_node or --set plan.gpu=cpu, or --dry-run"
-    got = f"needs {ranks} {plan.gpu} GPU(s), here are {present}"
-    raise LaunchError(f"plan {job.origin.plan}: {got}; {cure}")
+    got = f"the plan needs {ranks} {plan.gpu} GPU(s), this machine has {present or 'none'}"
+    fewer = f" --set plan.gpus_per_node={present}," if present else ""
+    cure = f"launch it where they are,{fewer} choose another plan, or look at it with --dry-run"
+    raise ConfigError([Problem(where_of("plan.gpus_per_node"), "plan.gpus_per_node", got, cure)])
 
 
 def _capped(job: Job, present: int) -> tuple[Job, str]:
@@ -80,5 +90,5 @@ def check_trainer() -> None:
     """Raises LaunchError where this Python can't train."""
     missing = [module for module in TRAINER_MODULES if find_spec(module) is None]
     if missing:
-        cure = "pip install 'titan-recipes[trainer]'"
+        cure = install_command("trainer")
         raise LaunchError(f"training needs {', '.join(missing)}, not installed here; {cure}")

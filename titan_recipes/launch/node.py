@@ -14,17 +14,14 @@ Node 0 is the only writer of run.json while it lives. Imports no torch.
 
 import argparse
 import os
-import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import FrameType
 
 from titan_recipes.config.home import expanded
 from titan_recipes.config.job import Job, decode, read_job, to_toml
@@ -33,11 +30,13 @@ from titan_recipes.errors import EXIT_DONE, LaunchError, TitanRecipesError
 from titan_recipes.launch.attempts import (
     EXIT_FAILED,
     NEVER_RETRIED,
+    check_kept,
     exit_code,
     failures_in_a_row,
     is_retried,
     measured,
     newest_checkpoint,
+    saves,
 )
 from titan_recipes.launch.changes import is_same_training
 from titan_recipes.launch.claim import CLOCK_SKEW, claim
@@ -53,6 +52,7 @@ from titan_recipes.launch.record import (
     write_record,
 )
 from titan_recipes.launch.rows import read_rows
+from titan_recipes.launch.stop import StopRequest
 from titan_recipes.launch.torchrun import (
     ATTEMPT_FLAG,
     Torchrun,
@@ -134,45 +134,6 @@ class NodeLog:
             self.write(f"{line}\n".encode())
 
 
-class StopRequest:
-    """Whether the run is to stop, and whether its time to save is over."""
-
-    def __init__(self, layout: RunLayout, grace_seconds: float) -> None:
-        self._file = layout.stop
-        self._grace_seconds = grace_seconds
-        self._num_signals = 0
-        self._deadline = float("inf")
-
-    def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._num_signals += 1
-        self._file.touch()
-
-    @property
-    def is_made(self) -> bool:
-        return self._file.exists()
-
-    @property
-    def moment(self) -> int | None:
-        """When the stop file was last touched; None where there is none."""
-        with suppress(FileNotFoundError):
-            return self._file.stat().st_mtime_ns
-        return None
-
-    def overdue(self) -> str:
-        """Why the ranks are to be killed now; "" = they are not."""
-        if self._num_signals > 1:
-            return "killed by a second signal before it had saved"
-        if self._deadline == float("inf") and self.is_made:
-            self._deadline = time.monotonic() + self._grace_seconds
-        if time.monotonic() > self._deadline:
-            return f"killed: not stopped {self._grace_seconds:g} s after it was asked to"
-        return ""
-
-
 class Node:
     """This node's part of the run."""
 
@@ -194,6 +155,7 @@ class Node:
             code, words = verdict
             self._log.say(words)
             return code
+        check_kept(self._layout.root, record.attempts, self._checkpoints)
         resumed = self._options.resumed
         while True:
             attempt = self._begin(record, resumed)
@@ -259,6 +221,8 @@ class Node:
         number = claim(self._layout, record.attempts[-1].number + 1 if record.attempts else 1)
         self._layout.requeue.unlink(missing_ok=True)
         step = newest_checkpoint(self._checkpoints)
+        if resumed and record.attempts and not step:
+            self._log.say("no checkpoint: starting at step 0")
         return Attempt(
             number=number,
             started=now(),
@@ -297,7 +261,6 @@ class Node:
     def _train(self, attempt: Attempt) -> RankExit | None:
         """One torchrun, to its end; None where it succeeded, else why it did not."""
         if self._stop.is_made:
-            self._layout.requeue.touch()
             return STOPPED
         options, ranks = self._options, self._job.plan.gpus_per_node
         retry = ["--retry"] if attempt.number > 1 and not attempt.resumed else []
@@ -333,8 +296,12 @@ class Node:
         if why is None and not self._layout.requeue.exists():
             last = replace(last, outcome="done", exit_code=EXIT_DONE, final=True)
         elif why is None or stopped:
-            self._layout.requeue.touch()
             cause = why.cause if why else "asked to stop"
+            if saves(self._job):
+                self._layout.requeue.touch()
+            else:  # a scheduler that started it again would train from step 0 for ever
+                self._layout.requeue.unlink(missing_ok=True)
+                cause += "; nothing was saved: its checkpoints are off"
             last = replace(last, outcome="stopped", exit_code=EXIT_DONE, cause=cause, final=True)
         else:
             cause = why.cause
@@ -350,14 +317,17 @@ class Node:
         last = record.attempts[-1]
         if last.outcome == "done" or why is None:
             return
+        if last.exit_code in NEVER_RETRIED:  # told in its own words; logs/rank-*.log has the rest
+            self._log.say(f"error: {last.cause}")
+            return
         self._log.say(f"attempt {last.number} {last.outcome}: {last.cause}")
         if last.outcome == "stopped":
             return
         self._log.say(why.traceback)
-        if last.final and last.exit_code not in NEVER_RETRIED:
+        if last.final:
             count = failures_in_a_row(record.attempts)
             self._log.say(f"giving up: {count} failures in a row without a new checkpoint")
-        elif not last.final and self._options.nodes == 1:
+        elif self._options.nodes == 1:
             where = f"from step {last.step_to}" if last.step_to else "from the start"
             self._log.say(f"starting again {where}")
 

@@ -234,8 +234,9 @@ def read_record(layout: RunLayout) -> RunRecord:
         raise LaunchError(f"{layout.root}: not a run directory; it has no run.json") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        what = ".".join(str(part) for part in first["loc"])
-        raise LaunchError(f"{layout.record}: not a run record: {what}: {first['msg']}") from error
+        what = "".join(f"{part}." for part in first["loc"]).removesuffix(".")
+        said = f"{what}: {first['msg']}" if what else first["msg"]
+        raise LaunchError(f"{layout.record}: not a run record: {said}") from error
     except (OSError, ValueError) as error:
         raise LaunchError(f"{layout.record}: not a run record: {error}") from error
 

@@ -82,7 +82,12 @@ def is_gone(folder: Path) -> bool:
 
 
 def find_runs(outputs: Path | None = None) -> tuple[list[Run], list[str]]:
-    """(runs, newest first; one line for each folder or run.json that can't be read)."""
+    """(runs, newest first; one line for each folder or run.json that can't be read).
+
+    Raises LaunchError where there is no folder `outputs`.
+    """
+    if outputs and is_gone(real(outputs)):
+        raise LaunchError(f"--outputs {outputs}: no such folder")
     runs: list[Run] = []
     broken: list[str] = []
     for folder in folders(outputs):

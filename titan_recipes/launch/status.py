@@ -4,7 +4,7 @@ State and cause come from the run record; progress from the last row of metrics.
 costs the same however long the run is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +13,17 @@ from typing import Any
 from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.config.schema import Checkpoint
-from titan_recipes.launch.attempts import failures_in_a_row, newest_checkpoint
+from titan_recipes.launch.attempts import (
+    NEVER_RETRIED,
+    failures_in_a_row,
+    lost_checkpoint,
+    newest_checkpoint,
+    saves,
+)
 from titan_recipes.launch.record import Attempt, RunState, run_status
 from titan_recipes.launch.rows import figure, last_row
 from titan_recipes.launch.runs import Run
+from titan_recipes.launch.text import command, number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +51,8 @@ class Status:
     tokens_per_second: float | None
     """Per device."""
     memory_gib: float | None
+    logged_step: int | None
+    """The step that loss, tokens_per_second and memory_gib are of; at most `step`."""
     eta_seconds: float | None
     """Time to the last step at the present speed; None where the run is not running."""
     checkpoint: str
@@ -74,6 +83,12 @@ def eta_seconds(job: Job, row: Mapping[str, Any]) -> float | None:
     return max(0.0, tokens / (rate * job.derived.world_size))
 
 
+def loss_of(status: Status) -> str:
+    """The last loss that was logged, with its step where the run came further."""
+    text = number(status.loss)
+    return text if status.logged_step == status.step else f"{text} at step {status.logged_step}"
+
+
 def checkpoint_folder(layout: RunLayout, job: Job | None) -> Path:
     """Where the run's checkpoints are."""
     return layout.root / (job.checkpoint if job else Checkpoint()).folder
@@ -86,8 +101,9 @@ def status_of(run: Run) -> Status:
     row = last_row(layout.metrics)
     folder = checkpoint_folder(layout, job)
     saved = newest_checkpoint(folder)
-    reached = max(saved, int(figure(row, "step") or 0))
     attempts = record.attempts
+    logged = int(figure(row, "step") or 0)
+    reached = max(saved, logged)
     age = datetime.now(UTC) - datetime.fromisoformat(record.created)
     return Status(
         run=run.name,
@@ -105,6 +121,7 @@ def status_of(run: Run) -> Status:
         loss=figure(row, "loss"),
         tokens_per_second=figure(row, "tokens_per_second"),
         memory_gib=figure(row, "memory_gib"),
+        logged_step=logged or None,
         eta_seconds=eta_seconds(job, row) if job and now.state is RunState.RUNNING else None,
         checkpoint=str(folder / f"step-{saved:08d}") if saved else "",
         created=record.created,
@@ -112,7 +129,7 @@ def status_of(run: Run) -> Status:
         ended=attempts[-1].ended if attempts and now.state.is_final else "",
         age_seconds=age.total_seconds(),
         failures=tuple(_failure(attempt) for attempt in attempts if attempt.outcome == "failed"),
-        next=next_commands(run.word, now.state),
+        next=next_commands(run.word, now.state, resumes=_resumes(attempts, job, folder)),
     )
 
 
@@ -125,7 +142,16 @@ def _failure(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def next_commands(word: str, state: RunState) -> tuple[str, ...]:
+def _resumes(attempts: Sequence[Attempt], job: Job | None, folder: Path) -> bool:
+    """Whether an ended run goes on if `resume` is typed now, with nothing mended before."""
+    if attempts and attempts[-1].exit_code in NEVER_RETRIED:
+        return False
+    if lost_checkpoint(attempts, folder):
+        return False
+    return job is not None and (saves(job) or newest_checkpoint(folder) > 0)
+
+
+def next_commands(word: str, state: RunState, *, resumes: bool) -> tuple[str, ...]:
     """What is worth typing about a run in this state, the most useful first. word: `Run.word`."""
     verbs = {
         RunState.PENDING: ("logs -f", "cancel"),
@@ -134,4 +160,8 @@ def next_commands(word: str, state: RunState) -> tuple[str, ...]:
         RunState.SUCCEEDED: ("report",),
         RunState.FAILED: ("logs", "resume", "report"),
     }
-    return tuple(f"titan-recipes {verb} {word}" for verb in verbs[state])
+    return tuple(
+        command("titan-recipes", f"{verb} {word}")
+        for verb in verbs[state]
+        if resumes or verb != "resume"
+    )

@@ -7,7 +7,9 @@ scheduled; from then on the node entry point writes it. `preview` gives the file
 would write, and looks at nothing of this machine.
 """
 
+import os
 import re
+import shlex
 import time
 import unicodedata
 from collections.abc import Sequence
@@ -16,11 +18,12 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
-from titan_recipes.config.data_root import data_root
+from titan_recipes.config.datasets import WhereOf
 from titan_recipes.config.job import Job, to_toml
 from titan_recipes.config.layout import RunLayout, replace_file
-from titan_recipes.errors import BundleError, LaunchError, TitanRecipesError
-from titan_recipes.launch.machine import check_trainer, fit
+from titan_recipes.errors import BundleError, ConfigError, LaunchError, TitanRecipesError
+from titan_recipes.launch.inputs import bundle_directory, input_problems
+from titan_recipes.launch.machine import check_trainer, fit, in_job
 from titan_recipes.launch.record import new_record, write_record
 from titan_recipes.launch.runs import real
 from titan_recipes.render import COMPONENT, render
@@ -44,38 +47,59 @@ class Launched:
     notes: tuple[str, ...]
 
 
-def preview(job: Job, *, outputs: str, name: str = "", scheduler: str = "local") -> dict[str, str]:
+def preview(
+    job: Job, *, outputs: str, name: str | None = None, scheduler: str = "local"
+) -> dict[str, str]:
     """The files of a launch, path -> text; nothing is written, checked or submitted.
 
     Raises LaunchError for a bad name or scheduler.
     """
     _torchx_scheduler(scheduler)
     check_outputs(outputs)
-    if name:
+    if name is not None:
         check_name(name)
-    return _files(job, name=name, outputs=outputs)
+    return _files(job, name=name or "", outputs=outputs)
 
 
 def launch(
-    job: Job, *, outputs: Path, command: Sequence[str], name: str = "", scheduler: str = "local"
+    job: Job,
+    *,
+    outputs: Path,
+    command: Sequence[str],
+    name: str | None = None,
+    scheduler: str = "local",
+    where_of: WhereOf = in_job,
 ) -> Launched:
-    """Start a run in <outputs>/<name>; "" = the recipe's name with the time.
+    """Start a run in <outputs>/<name>; None = the recipe's name with the time.
 
-    command: the command line, as typed, for the record. Raises LaunchError, before anything is
-    written, where this machine can't run the job or the run exists.
+    command: the command line, as typed, for the record; where_of: dotted key -> what set it, for
+    messages. Raises LaunchError or ConfigError, before anything is written, where this machine
+    can't run the job, what the job reads is not here, or the run exists.
     """
     backend = _torchx_scheduler(scheduler)
-    if name:
+    if name is not None:
         check_name(name)
     outputs = real(outputs)
     check_outputs(str(outputs))
     check_trainer()
-    job, note = fit(job)
+    job, note = _fitted(job, where_of)
     wanted = name or default_name(job)
     _files(job, name=wanted, outputs=str(outputs))  # a template that fails does so before mkdir
-    layout = _make_directory(outputs, wanted, bool(name))
+    layout = _make_directory(outputs, wanted, name is not None)
     handle = _submit(layout, job, scheduler, backend, command)
     return Launched(layout, handle, (note,) if note else ())
+
+
+def _fitted(job: Job, where_of: WhereOf) -> tuple[Job, str]:
+    """The job as this machine runs it, and a note. Raises ConfigError with all that is not here."""
+    problems = [*input_problems(job, where_of)]
+    try:
+        fitted = fit(job, where_of)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return fitted
 
 
 def _submit(
@@ -124,8 +148,7 @@ def _request(
 
 def _templates(job: Job) -> Path:
     """Where the bundle's own templates are, if it has any."""
-    packaged = data_root() / "recipes" / job.recipe.name
-    return (Path(job.origin.bundle) if job.origin.bundle else packaged) / "templates"
+    return bundle_directory(job) / "templates"
 
 
 def _files(job: Job, *, name: str, outputs: str) -> dict[str, str]:
@@ -151,7 +174,7 @@ def check_name(name: str) -> None:
     """Raises LaunchError for a name that no directory or no scheduler's job could have."""
     if not NAME_PATTERN.fullmatch(name):
         rule = "lower-case letters, digits, '_', '.' and '-', at most 63, a letter or digit first"
-        raise LaunchError(f"--name {name}: not a run name; use {rule}")
+        raise LaunchError(f"--name {name!r}: not a run name; use {rule}")
 
 
 def default_name(job: Job) -> str:
@@ -168,7 +191,9 @@ def _make_directory(outputs: Path, name: str, is_chosen: bool) -> RunLayout:
             root.mkdir(parents=True)
         except FileExistsError as error:
             if is_chosen:
-                cure = f"choose another --name, or go on with it: titan-recipes resume {name}"
+                cure = "choose another --name"
+                if os.path.exists(root / "run.json"):
+                    cure += f", or see how it stands: titan-recipes status {shlex.quote(str(root))}"
                 raise LaunchError(f"{root}: exists already; {cure}") from error
         except OSError as error:
             raise LaunchError(f"{root}: can't be made: {error.strerror}; see --outputs") from error

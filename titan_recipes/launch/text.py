@@ -1,10 +1,25 @@
 """How numbers, times and paths read to people: in tables, the progress line and the report."""
 
 import os
+import shlex
+import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
 
 UNKNOWN = "-"
+
+
+def command(program: str, words: str) -> str:
+    """A command line that works in this shell: with a path where the program's name alone does not.
+
+    program: one that is installed beside this Python; words: its arguments, quoted.
+    """
+    own = Path(sys.executable).parent / program
+    found = shutil.which(program)
+    if own.exists() and not (found and os.path.samefile(found, own)):
+        program = shlex.quote(short_path(own))
+    return f"{program} {words}"
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -8,6 +8,7 @@ directory, so any process finds the directory again among the folders that held 
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -126,6 +127,14 @@ def _only_role(app: AppDef) -> Role:
     return role
 
 
+def _check_new(layout: RunLayout) -> None:
+    """Raises LaunchError for a run that began before: starting it again is `resume`'s."""
+    if layout.record.exists() and read_record(layout).attempts:
+        word = shlex.quote(str(layout.root))
+        cure = f"give another --name, or go on with it: titan-recipes resume {word}"
+        raise LaunchError(f"{layout.root}: exists already; {cure}")
+
+
 class LocalScheduler(Scheduler):  # pyright: ignore[reportMissingTypeArgument] - see below
     """One node on this machine, detached; see the module's docstring.
 
@@ -150,6 +159,7 @@ class LocalScheduler(Scheduler):  # pyright: ignore[reportMissingTypeArgument] -
 
     def schedule(self, dryrun_info: AppDryRunInfo[Request]) -> str:
         request = dryrun_info.request
+        _check_new(RunLayout(request.run_dir))
         start_node(RunLayout(request.run_dir), request.command, request.env)
         remember_outputs(request.run_dir.parent)
         return request.app_id
@@ -184,10 +194,16 @@ class LocalScheduler(Scheduler):  # pyright: ignore[reportMissingTypeArgument] -
         assert run_dir is not None, "torchx calls this only for an app that exists"
         layout = RunLayout(run_dir)
         asked_before = layout.stop.exists()
-        layout.stop.touch()
-        attempts = read_record(layout).attempts
-        if asked_before and attempts and is_alive(attempts[-1]):
-            os.kill(attempts[-1].pid, signal.SIGTERM)
+        try:
+            layout.stop.touch()
+            attempts = read_record(layout).attempts if layout.record.exists() else ()
+            if asked_before and attempts and is_alive(attempts[-1]):
+                os.kill(attempts[-1].pid, signal.SIGTERM)
+        except PermissionError as error:
+            cure = f"ask the owner of {run_dir}"
+            raise LaunchError(
+                f"{run_dir.name}: not yours to stop: {error.strerror}; {cure}"
+            ) from error
 
     def log_iter(
         self,

@@ -24,11 +24,12 @@ from hashlib import sha256
 from pathlib import Path
 
 from titan_recipes.config.layout import RankExit, RunLayout
-from titan_recipes.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER
+from titan_recipes.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER, LaunchError
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 LOWEST_PORT, NUM_PORTS = 15000, 15000  # below Linux's ephemeral ports
+ORPHAN_SECONDS = 30.0  # for the kernel to end what was sent SIGKILL
 CRASH_SIGNALS = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
 # What torch prints for each failed rank; the root cause comes last.
 # Source: torch/distributed/elastic/multiprocessing/errors, _FAILURE_FORMAT_TEMPLATE (torch 2.13).
@@ -196,11 +197,24 @@ def orphans(layout: RunLayout) -> list[int]:
 
 
 def end_orphans(layout: RunLayout) -> None:
-    """End what a dead entry point left: torchrun gives its ranks 30 s, in which they still save."""
+    """End what a dead entry point left: torchrun gives its ranks 30 s, in which they still save.
+
+    Raises LaunchError, naming the process, for one that is another user's or does not end.
+    """
+    deadline = time.monotonic() + ORPHAN_SECONDS
     while left := orphans(layout):
         for pid in left:
-            with suppress(ProcessLookupError):
+            try:
                 os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            except PermissionError as error:
+                why = f"process {pid} of another user still trains here"
+                raise LaunchError(f"{layout.root}: {why}; ask its owner to end it") from error
+        if time.monotonic() > deadline:
+            why = f"process {left[0]} does not end {ORPHAN_SECONDS:.0f} s after SIGKILL"
+            cure = "its device or file system hangs; see to that first"
+            raise LaunchError(f"{layout.root}: {why}; {cure}")
         time.sleep(0.01)
 
 

@@ -19,7 +19,7 @@ from typing import TextIO
 
 from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.layout import RankExit, RunLayout, write_exit
-from titan_recipes.errors import EXIT_DONE, TitanRecipesError
+from titan_recipes.errors import EXIT_DONE, EXIT_USER, TitanRecipesError
 
 EXIT_RETRY = 1
 PEER_GRACE_SECONDS = 5.0
@@ -125,17 +125,20 @@ def run_rank(layout: RunLayout, job: Job, progress: Progress, console: TextIO) -
 def record_failure(
     layout: RunLayout, attempt: int, rank: int, error: BaseException, step: int
 ) -> None:
-    """Write exit.json, unless another rank's failure came first."""
-    text = "".join(traceback.format_exception(error))
+    """Write exit.json, unless another rank's failure came first.
+
+    The user's own mistake is told in its own words, without a traceback.
+    """
     path = layout.exit(attempt)
     if is_peer_loss(error):
         deadline = time.monotonic() + PEER_GRACE_SECONDS
         while time.monotonic() < deadline and not path.exists():
             time.sleep(0.1)
     code = error.exit_code if isinstance(error, TitanRecipesError) else EXIT_RETRY
+    text = "" if code == EXIT_USER else "".join(traceback.format_exception(error))
     # The disk may be what failed; the exit code says it then.
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(text or f"error: {error}", file=sys.stderr, flush=True)
         write_exit(path, RankExit(code, rank, cause_of(error), text, step))
 
 

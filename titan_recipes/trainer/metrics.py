@@ -303,6 +303,7 @@ def _start_wandb(root: Path, run_config: dict[str, Any]) -> Any:
     """The run in Weights & Biases, the same one for every attempt. WANDB_* variables are obeyed."""
     try:
         import wandb
+        from wandb.errors import AuthenticationError, UsageError
     except ImportError as error:
         cure = "pip install 'titan-recipes[wandb]', or set metrics.enable_wandb = false"
         problem = Problem("job.toml", "metrics.enable_wandb", "wandb is not installed", cure)
@@ -312,11 +313,16 @@ def _start_wandb(root: Path, run_config: dict[str, Any]) -> Any:
         id_file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(id_file, secrets.token_hex(4))
     # Steps repeated after a resume are dropped by wandb; they equal the ones it has.
-    return wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "titan-recipes"),
-        name=root.name,
-        id=id_file.read_text(),
-        resume="allow",
-        dir=str(root),
-        config=run_config,
-    )
+    try:
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "titan-recipes"),
+            name=root.name,
+            id=id_file.read_text(),
+            resume="allow",
+            dir=str(root),
+            config=run_config,
+        )
+    except (UsageError, AuthenticationError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        cure = "set WANDB_API_KEY, or WANDB_MODE=offline"
+        raise ConfigError([Problem("job.toml", "metrics.enable_wandb", reason, cure)]) from error

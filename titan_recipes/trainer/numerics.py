@@ -36,9 +36,9 @@ class FiniteCheck:
         if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
             raise NumericsError(
                 f"step {step}: {where}, {self.skipped_in_a_row} steps in a row; launch "
-                "a new run with a lower optimizer.lr, from a checkpoint of this one if you like "
-                "(checkpoint.initial_load_path), or type `titan-recipes resume --set "
-                "checkpoint.load_step=N` to go back to an earlier checkpoint"
+                "a new run with a lower optimizer.lr (from a checkpoint of this one: "
+                "checkpoint.initial_load_path), or go back to an earlier checkpoint: "
+                "titan-recipes resume --set checkpoint.load_step=N"
             )
 
     def _find_faulty(self, local_loss: Tensor) -> str:

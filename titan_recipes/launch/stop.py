@@ -1,0 +1,63 @@
+"""The stop file, as the node entry point sees it: when to stop, and when to kill.
+
+Who wants a run to stop makes the file appear; what it holds says whether there is time to save.
+"""
+
+import signal
+import time
+from contextlib import suppress
+from types import FrameType
+
+from titan_recipes.config.layout import RunLayout
+
+KILL_WORD = "now"
+"""What the stop file holds after `cancel --now`; it is empty where there is time to save."""
+KILLED = "killed by cancel --now"
+
+
+class StopRequest:
+    """Whether the run is to stop, and whether its time to save is over."""
+
+    def __init__(self, layout: RunLayout, grace_seconds: float) -> None:
+        self._file = layout.stop
+        self._grace_seconds = grace_seconds
+        self._num_signals = 0
+        self._deadline = float("inf")
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._num_signals += 1
+        self._file.touch()
+
+    @property
+    def is_made(self) -> bool:
+        return self._file.exists()
+
+    @property
+    def moment(self) -> int | None:
+        """When the stop file was last touched; None where there is none."""
+        with suppress(FileNotFoundError):
+            return self._file.stat().st_mtime_ns
+        return None
+
+    def overdue(self) -> str:
+        """Why the ranks are to be killed now; "" = they are not."""
+        if self._num_signals > 1:
+            if self._is_kill():
+                return KILLED
+            return "killed by a second signal before it had saved"
+        if self._deadline == float("inf") and self.is_made:
+            self._deadline = time.monotonic() + self._grace_seconds
+        if time.monotonic() > self._deadline:
+            return f"killed: not stopped {self._grace_seconds:g} s after it was asked to"
+        return ""
+
+    def _is_kill(self) -> bool:
+        """Whether `cancel --now` wrote the stop file."""
+        try:
+            return self._file.read_text(encoding="utf-8") == KILL_WORD
+        except OSError:
+            return False
