@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint check tests bench clean help
+.PHONY: demo test lint tests parity bench clean help
 
 help:
 	@echo "make demo    train llama3_debug on two local ranks, from a fresh clone (about 3 minutes)"
 	@echo "make test    every check and test"
 	@echo "make lint    ruff, basedpyright, import-linter"
+	@echo "make parity  every layout and model family against one process (up to 45 minutes)"
 	@echo "make bench   the benchmarks; tables on the screen, JSON in benchmarks/results/"
 	@echo "make clean   remove .venv and caches, not outputs/"
 
@@ -24,6 +25,9 @@ lint: .venv/.installed
 
 tests: .venv/.installed
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+parity: .venv/.installed
+	PARITY_REPORT=$(CURDIR)/benchmarks/results/parity.md $(BIN)/pytest -m parity -s tests/trainer/test_parity.py
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/launcher_speed.py --write benchmarks/results/launcher_speed.json

@@ -214,13 +214,13 @@ def test_import_prints_each_key_and_the_next_step(workplace: Path):
 
 def test_import_when_a_key_is_not_supported_yet_says_so(workplace: Path):
     (workplace / "tp.toml").write_text(
-        '[training]\ndataset = "c4"\n[parallelism]\ntensor_parallel_degree = 2\n'
+        '[training]\ndataset = "c4"\n[parallelism]\nexpert_tensor_parallel_degree = 2\n'
     )
     result = run("import", "tp.toml", "-o", "made")
     assert result.exit_code == 0
     assert result.stdout.endswith(
         "it does not validate yet:\n"
-        "  made/tp/plans/imported.toml: parallelism.tensor_parallel_degree: "
+        "  made/tp/plans/imported.toml: parallelism.expert_tensor_parallel_degree: "
         "2 is not supported yet; use 1\n"
     )
 

@@ -218,8 +218,8 @@ def test_identity_of_a_recipe_cannot_be_set_but_its_needs_can() -> None:
         ),
         ("optimizer.beta2=1.0", "--set: optimizer.beta2: got 1.0; must be < 1.0"),
         (
-            "parallelism.tensor_parallel_degree=2",
-            "--set: parallelism.tensor_parallel_degree: 2 is not supported yet; use 1",
+            "parallelism.expert_tensor_parallel_degree=2",
+            "--set: parallelism.expert_tensor_parallel_degree: 2 is not supported yet; use 1",
         ),
         (
             "training.global_batch_size=12",

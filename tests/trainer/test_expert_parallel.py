@@ -25,10 +25,7 @@ EP = "parallelism.expert_parallel_degree="
 HSDP = "parallelism.data_parallel_replicate_degree=2"
 
 
-def test_experts_on_two_and_four_ranks_equal_one_process(
-    tmp_path: Path, corpus: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TITAN_RECIPES_CACHE", str(session_cache))
+def test_experts_on_four_ranks_equal_one_process(tmp_path: Path, corpus: Path) -> None:
     train_all(tmp_path, {"one": parity_job(corpus, *EXPERTS)})
     layouts = {
         "ep2": (EP + "2",),

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "upgrade": ("forks:upgrade", "Bring its origin's changes into a fork."),
     "import": ("convert:import_torchtitan", "Turn a torchtitan TOML into a recipe."),
     "schema": ("convert:schema", "Print the JSON Schema of the TOML files."),
+    "generate": ("generate:generate", "Have a checkpoint continue a text."),
     "data": ("trainer_verbs:data", "Prepare token shards."),
     "checkpoint": ("trainer_verbs:checkpoint", "List, verify, import or export checkpoints."),
     "assets": ("assets:assets", "Fetch a recipe's tokenizer and weights."),

@@ -54,7 +54,7 @@ def checkpoint() -> None:
     """Look at checkpoints; convert them from and to Hugging Face's format."""
 
 
-def _place(where: str) -> str:
+def place_of(where: str) -> str:
     """The directory meant by itself, or else by a run's name."""
     if Path(where).is_dir():
         return where
@@ -64,7 +64,7 @@ def _place(where: str) -> str:
 
 
 def _look(verb: str, where: str, as_json: bool) -> NoReturn:
-    run_trainer("checkpoint", [verb, _place(where), *(["--json"] if as_json else [])], ())
+    run_trainer("checkpoint", [verb, place_of(where), *(["--json"] if as_json else [])], ())
 
 
 place_argument = click.argument("where", metavar="RUN_OR_DIRECTORY")
@@ -136,7 +136,7 @@ def export(
     overrides: tuple[str, ...],
 ) -> None:
     """Turn a checkpoint, or a run's newest good one, into a folder that transformers loads."""
-    arguments = ["export", _place(where), "-o", str(expanded(output))]
+    arguments = ["export", place_of(where), "-o", str(expanded(output))]
     arguments += ["--max-shard-size", max_shard_size, *(["--dtype", dtype] if dtype else [])]
     if recipe:
         arguments += ["--job", _encoded(recipe, overrides)]

@@ -10,8 +10,10 @@ from titan_recipes.config.flavor import WhereOf, flavor_problems, flops_per_toke
 from titan_recipes.config.hardware import ANY_GPU, GPUS, NO_GPU
 from titan_recipes.config.job import Derived
 from titan_recipes.config.load import did_you_mean
+from titan_recipes.config.lora import flops_saved, lora_problems
 from titan_recipes.config.schema import Config
 from titan_recipes.config.splits import split_problems
+from titan_recipes.config.stages import pipeline_line
 from titan_recipes.errors import ConfigError, Problem
 
 
@@ -23,12 +25,15 @@ def derive(config: Config, where_of: WhereOf) -> tuple[Derived, list[str]]:
     degrees, problems = _degrees(config, where_of)
     problems += _model_checks(config, where_of)
     problems += split_problems(config, where_of)
+    problems += lora_problems(config, where_of)
     batch, batch_problems = _batches(config, degrees, where_of)
     problems += batch_problems
     schedule, notes = _schedule(config)
     problems += _rest_problems(config, schedule, where_of)
     if problems:
         raise ConfigError(problems)
+    if line := pipeline_line(config):
+        notes.append(line)
     global_batch, accumulation = batch
     return Derived(
         **degrees,
@@ -37,7 +42,9 @@ def derive(config: Config, where_of: WhereOf) -> tuple[Derived, list[str]]:
         gradient_accumulation_steps=accumulation,
         tokens_per_step=global_batch * config.training.seq_len,
         num_params=num_params(config.model),
-        flops_per_token=flops_per_token(config.model, config.training.seq_len),
+        flops_per_token=(
+            flops_per_token(config.model, config.training.seq_len) - flops_saved(config)
+        ),
     ), notes
 
 

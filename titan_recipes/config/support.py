@@ -8,20 +8,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from titan_recipes.config.datasets import asked_datasets
 from titan_recipes.config.hardware import NO_GPU
 from titan_recipes.config.load import show
+from titan_recipes.config.lora import uses_lora
 from titan_recipes.config.schema import Config
 from titan_recipes.errors import Problem
 
 HONOURED: dict[str, tuple[Any, ...]] = {
-    "model.converters": ((),),
+    "model.converters": ((), ("lora",)),
     "optimizer.early_step_in_backward": (False,),
-    "parallelism.tensor_parallel_degree": (1,),
-    "parallelism.pipeline_parallel_degree": (1,),
-    "parallelism.context_parallel_degree": (1,),
+    "parallelism.pipeline_parallel_expert_parallel_overlap": (False,),
     "parallelism.expert_tensor_parallel_degree": (1,),
-    "checkpoint.initial_load_in_hf": (False,),
-    "checkpoint.last_save_in_hf": (False,),
+    "checkpoint.initial_load_in_hf_quantized": (False,),
     "checkpoint.async_mode": ("disabled", "async"),
     "activation_checkpoint.mode": ("none", "full", "selective"),
     "comm.mode": ("default",),
@@ -49,6 +48,28 @@ DORMANT: tuple[Dormancy, ...] = (
         lambda c: c.parallelism.pipeline_parallel_degree > 1,
         "pipeline_parallel_degree is 1",
         switch="parallelism.pipeline_parallel_degree",
+    ),
+    Dormancy(
+        ("parallelism.pipeline_parallel_expert_parallel_overlap",),
+        lambda c: (
+            c.parallelism.pipeline_parallel_schedule == "DualPipeV"
+            and c.parallelism.expert_parallel_degree > 1
+        ),
+        'the schedule is not "DualPipeV" with expert_parallel_degree > 1',
+    ),
+    Dormancy(
+        ("parallelism.pipeline_parallel_schedule",),
+        lambda c: not c.parallelism.pipeline_parallel_schedule_csv,
+        "pipeline_parallel_schedule_csv is the schedule",
+        switch="parallelism.pipeline_parallel_schedule_csv",
+    ),
+    Dormancy(
+        tuple(
+            f"parallelism.pipeline_parallel_{key}"
+            for key in ("first_stage_less_layers", "last_stage_less_layers", "layers_per_stage")
+        ),
+        lambda c: not c.parallelism.module_fqns_per_model_part,
+        "module_fqns_per_model_part says what is in each stage",
     ),
     Dormancy(
         ("parallelism.context_parallel_",),
@@ -150,7 +171,17 @@ DORMANT: tuple[Dormancy, ...] = (
         "compile.enable is false",
         switch="compile.enable",
     ),
-    Dormancy(("quantize.",), lambda c: bool(c.model.converters), "model.converters is empty"),
+    Dormancy(
+        ("data.chat_template",),
+        lambda c: any(asked.is_chat for asked in asked_datasets(c)),
+        'no dataset is "chat"',
+    ),
+    Dormancy(
+        ("quantize.",),
+        lambda c: bool({"float8", "mx"} & {*c.model.converters}),
+        'model.converters has no "float8" or "mx"',
+    ),
+    Dormancy(("lora.",), uses_lora, 'model.converters has no "lora"'),
     Dormancy(
         ("model.print_after_conversion",),
         lambda c: bool(c.model.converters),
@@ -247,6 +278,9 @@ def contradictions(
             yield clash("data.streaming", "data.sources", "a mixture reads prepared shards")
         if explicit("data.shuffle") and config.data.shuffle:
             yield clash("data.streaming", "data.shuffle", "a stream comes in its own order")
+        if config.data.document_mask:
+            cure = "a stream does not say where documents begin"
+            yield clash("data.document_mask", "data.streaming", cure)
     if (config.training.dtype, config.training.mixed_precision_param) == ("bfloat16", "float32"):
         cure = 'parameters in bfloat16 are computed in it; set mixed_precision_param = "bfloat16"'
         yield clash("training.mixed_precision_param", 'training.dtype = "bfloat16"', cure)
@@ -256,6 +290,9 @@ def contradictions(
     checkpoint = config.checkpoint
     if checkpoint.load_only and checkpoint.create_seed_checkpoint:
         yield clash("checkpoint.create_seed_checkpoint", "checkpoint.load_only", "keep one")
+    if checkpoint.initial_load_in_hf and not checkpoint.initial_load_model_only:
+        cure = "such a folder holds weights only"
+        yield clash("checkpoint.initial_load_in_hf", "initial_load_model_only = false", cure)
     if checkpoint.create_seed_checkpoint and not checkpoint.enable:
         yield clash("checkpoint.create_seed_checkpoint", "checkpoint.enable = false", "enable it")
     if config.profiling.enable_profiling:

@@ -1,6 +1,6 @@
 """From a job to this rank's share of the model, in the order that parallelism needs.
 
-    model on meta -> pipeline split -> each part: parallel, materialized, initialized
+    model on meta -> conversion -> pipeline split -> each part: parallel, materialized, initialized
 
 The parts of a rank are its pipeline stages; without a pipeline there is one, the whole model.
 """
@@ -8,9 +8,13 @@ The parts of a rank are its pipeline stages; without a pipeline there is one, th
 import torch
 
 from titan_recipes.config.job import Job
+from titan_recipes.config.lora import lora_targets, uses_lora
+from titan_recipes.config.stages import pipeline_line
 from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.model.init import init_weights
+from titan_recipes.trainer.model.lora import add_adapters
 from titan_recipes.trainer.parallel.apply import DTYPES, parallelize
+from titan_recipes.trainer.parallel.context_parallel import sequence_split, take_positions
 from titan_recipes.trainer.parallel.mesh import World
 
 
@@ -20,13 +24,23 @@ def build_model_parts(job: Job, world: World) -> list[Decoder]:
     with torch.device("meta"):
         model = Decoder(job.model, seq_len).to(DTYPES[job.training.dtype])
     assert sum(p.numel() for p in model.parameters()) == job.derived.num_params
+    if uses_lora(job):
+        add_adapters(model, job.lora, lora_targets(job))
+    if job.model.print_after_conversion and world.rank == 0:
+        print(model)
     parts = [model]
+    if world.pp_mesh is not None:
+        # Imports torch's compiler, which other jobs can do without.
+        from titan_recipes.trainer.parallel.pipeline import split_model
+
+        parts = split_model(model, job, world)
     for part in parts:
         parallelize(part, job, world)
         # With CPU offload FSDP moves what it gathers, and the buffers at the first forward.
         part.to_empty(device="cpu" if job.training.enable_cpu_offload else world.device)
         part.tie()
         init_weights(part, job.debug.seed)
+        take_positions(part, sequence_split(job, world))
         part.train()
     return parts
 
@@ -41,6 +55,7 @@ def introduction(job: Job, world: World) -> list[str]:
     # Parameter, gradient and two moments, all of the parameters' type.
     state_bytes = 4 * DTYPES[job.training.dtype].itemsize * derived.num_params
     ranks_of_a_copy = derived.world_size // derived.dp_replicate
+    pipeline = pipeline_line(job)
     return [
         f"{job.recipe_id}, plan {job.origin.plan}: {derived.world_size} x {world.device.type}, "
         f"{mesh}",
@@ -50,4 +65,5 @@ def introduction(job: Job, world: World) -> list[str]:
         f"tokens per step = {job.training.local_batch_size} sequences x {job.dp_degree} ranks "
         f"x {derived.gradient_accumulation_steps} passes x {job.training.seq_len:,} = "
         f"{derived.tokens_per_step:,}",
+        *([pipeline] if pipeline else []),
     ]

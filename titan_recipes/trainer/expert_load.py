@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from titan_recipes.trainer.model.moe import Moe
@@ -20,6 +21,9 @@ class ExpertLoad:
         self.layers: list[Moe] = [moe for part in parts for moe in moe_layers(part)]
         self._world = world
         self._coeff = load_balance_coeff
+        # A pipeline stage may have none: it takes part in what the others exchange nevertheless.
+        layers = torch.tensor(len(self.layers), device=world.device)
+        self._has_experts = bool(world.sum_over(layers, "pp"))
 
     def begin_step(self, num_tokens: Tensor) -> None:
         """Tell the balance loss how many tokens the step has."""
@@ -35,8 +39,18 @@ class ExpertLoad:
         mean, 1 at balance, of the worst layer; experts_idle: experts without a token, in all layers
         together.
         """
-        if not self.layers:
+        if not self._has_experts:
             return {}
+        worst = torch.zeros((), device=self._world.device)
+        idle = torch.zeros((), dtype=torch.int64, device=self._world.device)
+        if self.layers:
+            worst, idle = self._end_layers(update=update)
+        if self._world.pp_mesh is not None:
+            dist.all_reduce(worst, dist.ReduceOp.MAX, self._world.pp_mesh.get_group())
+        return {"expert_load_max": worst, "experts_idle": self._world.sum_over(idle, "pp")}
+
+    def _end_layers(self, *, update: bool) -> tuple[Tensor, Tensor]:
+        """Update this rank's layers; returns their worst load and how many experts were idle."""
         counts_XE = torch.stack([moe.tokens_per_expert_E for moe in self.layers])
         counts_XE = self._world.sum_over(counts_XE, *TOKEN_AXES).float()
         mean_X1 = counts_XE.mean(dim=1, keepdim=True)
@@ -44,7 +58,4 @@ class ExpertLoad:
             moe.tokens_per_expert_E.zero_()
             if update and self._coeff and moe.router.selection_bias is not None:
                 moe.router.selection_bias += self._coeff * step_E
-        return {
-            "expert_load_max": (counts_XE / mean_X1).max(),
-            "experts_idle": (counts_XE == 0).sum(),
-        }
+        return (counts_XE / mean_X1).max(), (counts_XE == 0).sum()

@@ -14,10 +14,10 @@ from titan_recipes.config.schema import Optimizer
 
 
 def build_optimizer(part: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101) or Adam over a part of the model; set the rate before each step."""
+    """AdamW (arXiv:1711.05101) or Adam over what is trained of a part; set the rate each step."""
     kinds = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}
     return kinds[config.name](
-        part.parameters(),
+        [parameter for parameter in part.parameters() if parameter.requires_grad],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,

@@ -17,11 +17,35 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+_TRAINED = StateDictOptions(ignore_frozen_params=True)
 
 
 def model_state(parts: Sequence[nn.Module]) -> dict[str, Any]:
-    """Name -> tensor or DTensor of all parts; the tensors are the model's own."""
-    return {name: value for part in parts for name, value in get_model_state_dict(part).items()}
+    """Name -> tensor or DTensor of what is trained, and of buffers, of all parts.
+
+    The tensors are the model's own. Frozen weights are those of a base model, saved elsewhere.
+    """
+    return {
+        name: value
+        for part in parts
+        for name, value in get_model_state_dict(part, options=_TRAINED).items()
+    }
+
+
+def base_state(parts: Sequence[nn.Module]) -> dict[str, Any]:
+    """The same of everything that a base model has: all but what is trained."""
+    trained = {name for part in parts for name in _trained_names(part)}
+    return {
+        name: value
+        for part in parts
+        for name, value in get_model_state_dict(part).items()
+        if name not in trained
+    }
+
+
+def _trained_names(part: nn.Module) -> set[str]:
+    buffers = {name for name, _ in part.named_buffers()}
+    return get_model_state_dict(part, options=_TRAINED).keys() - buffers
 
 
 def optimizer_state(

@@ -21,13 +21,20 @@ from torch import Tensor
 from titan_recipes.config.hardware import peak_tflops
 from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RunLayout
+from titan_recipes.config.lora import uses_lora
 from titan_recipes.errors import NumericsError
 from titan_recipes.trainer.build import build_model_parts, introduction
 from titan_recipes.trainer.checkpoint.store import Checkpointer
-from titan_recipes.trainer.data.loader import Batch, open_training_data, open_validation_data
+from titan_recipes.trainer.data.loader import (
+    Batch,
+    TrainingData,
+    open_training_data,
+    open_validation_data,
+)
 from titan_recipes.trainer.data.prepare import Prepared
 from titan_recipes.trainer.expert_load import ExpertLoad
-from titan_recipes.trainer.loss import IGNORED, summed_cross_entropy
+from titan_recipes.trainer.hf.convert import export_last
+from titan_recipes.trainer.loss import IGNORED, build_loss
 from titan_recipes.trainer.metrics import MetricsLog, RankEvents, StepTimer, memory_gib
 from titan_recipes.trainer.numerics import FiniteCheck
 from titan_recipes.trainer.optimizer import (
@@ -38,9 +45,11 @@ from titan_recipes.trainer.optimizer import (
     set_lr,
 )
 from titan_recipes.trainer.parallel.apply import DTYPES
+from titan_recipes.trainer.parallel.context_parallel import sequence_split, take_part
 from titan_recipes.trainer.parallel.mesh import World, tighten_timeouts
 from titan_recipes.trainer.profiling import profiled
 from titan_recipes.trainer.state import (
+    base_state,
     load_optimizer_state,
     load_rng_state,
     model_state,
@@ -60,27 +69,38 @@ class Trainer:
         world: World,
         events: RankEvents,
         prepared: Prepared | None = None,
+        data: TrainingData | None = None,
     ) -> None:
+        """prepared: where the token shards are; data: what to train on, instead of the job's."""
         self.job, self.layout, self.world, self.events = job, layout, world, events
         self.step = 0
         self.schedule_step = 0
         self.set_determinism()
+        self.sequence_split = sequence_split(job, world)
         self.model_parts = build_model_parts(job, world)
         self.parameters = [p for part in self.model_parts for p in part.parameters()]
         self.optimizers = [build_optimizer(part, job.optimizer) for part in self.model_parts]
         coeff = job.model.moe.load_balance_coeff if job.model.moe else 0.0
         self.expert_load = ExpertLoad(self.model_parts, world, coeff)
         self.finite_check = FiniteCheck(self.parameters, world, log=self.say)
-        self.loss_fn = summed_cross_entropy
-        if job.compile.enable and "loss" in job.compile.components:
-            self.loss_fn = torch.compile(self.loss_fn, backend=job.compile.backend)
+        self.loss_fn = build_loss(job, world)
+        self.pipeline = None
+        if world.pp_mesh is not None:
+            from titan_recipes.trainer.parallel.pipeline import Pipeline
+
+            self.pipeline = Pipeline(self.model_parts, job, world, self.loss_fn)
         mine: dict[str, Any] = {"dp_rank": world.dp_rank, "dp_degree": job.dp_degree}
-        self.data = open_training_data(job, **mine, prepared=prepared)
+        self.data = data or open_training_data(job, **mine, prepared=prepared)
         self.validation_data = (
             open_validation_data(job, **mine, prepared=prepared) if job.validation.enable else ()
         )
         self.checkpointer = (
-            Checkpointer(job.checkpoint, layout.root / job.checkpoint.folder, log=self.say)
+            Checkpointer(
+                job.checkpoint,
+                layout.root / job.checkpoint.folder,
+                log=self.say,
+                sizes=job.model,
+            )
             if job.checkpoint.enable
             else None
         )
@@ -201,6 +221,8 @@ class Trainer:
 
     def forward_backward_step(self, batch: Batch, num_tokens: Tensor) -> Tensor:
         """Forward and backward of one pass; returns this rank's share of the step's mean loss."""
+        if self.pipeline is not None:
+            return self.pipeline.forward_backward(self.on_device(batch), num_tokens)
         loss = self.summed_loss(batch) / num_tokens
         loss.backward()
         return loss.detach()
@@ -208,11 +230,24 @@ class Trainer:
     def summed_loss(self, batch: Batch) -> Tensor:
         """The loss over this rank's tokens of a batch, summed. Frees the logits on return: at a
         large vocabulary they are the biggest tensor."""
-        tokens_BS = batch.tokens_BS.to(self.world.device, non_blocking=True)
-        labels_BS = batch.labels_BS.to(self.world.device, non_blocking=True)
+        batch = self.on_device(batch)
+        if self.pipeline is not None:
+            return self.pipeline.evaluate(batch)
         with self.autocast():
-            logits_BSV = self.model_parts[0](tokens_BS)
-        return self.loss_fn(logits_BSV, labels_BS)
+            logits_BSV = self.model_parts[0](batch.tokens_BS, batch.documents_BS)
+        return self.loss_fn(logits_BSV, batch.labels_BS)
+
+    def on_device(self, batch: Batch) -> Batch:
+        """This rank's part of a batch's tokens, on its device."""
+        part = take_part(batch, self.sequence_split)
+        documents_BS = part.documents_BS
+        if documents_BS is not None:
+            documents_BS = documents_BS.to(self.world.device, non_blocking=True)
+        return Batch(
+            part.tokens_BS.to(self.world.device, non_blocking=True),
+            part.labels_BS.to(self.world.device, non_blocking=True),
+            documents_BS,
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 compute for a single process; under FSDP the sharding's own policy casts."""
@@ -308,9 +343,12 @@ class Trainer:
         """Load the newest valid checkpoint, if there is one, and go on from its step."""
         loaded = 0
         if self.checkpointer is not None:
+            has_base = uses_lora(self.job)
+            if has_base:
+                self.checkpointer.load_initial({"model": base_state(self.model_parts)})
             # Asking a fresh optimizer for its state makes it take a step with zero gradients.
             state = self.state()
-            loaded = self.checkpointer.load(state) or 0
+            loaded = self.checkpointer.load(state, initial=not has_base) or 0
             self.restore(state, loaded)
         self.metrics.truncate_after(self.step)
 
@@ -344,6 +382,8 @@ class Trainer:
             if self.world.rank == 0:
                 self.layout.requeue.touch()
         self.close()
+        if done and self.job.checkpoint.last_save_in_hf and self.world.rank == 0:
+            self.say(export_last(self.job, self.layout, self.step))
 
     @contextlib.contextmanager
     def closed_on_fault(self) -> Iterator[None]:

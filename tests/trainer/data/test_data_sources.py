@@ -53,7 +53,7 @@ def test_stdlib_files_all_read_as_documents() -> None:
         ("stdlb", 'did you mean "stdlib"?'),
         ("c4_tset", 'did you mean "c4_test"?'),
         ("text_validatoin", 'did you mean "text_validation"?'),
-        ("zzz", "one of stdlib, text, c4, c4_test, hub, stdlib_validation"),
+        ("zzz", "one of stdlib, text, chat, c4, c4_test, hub, stdlib_validation"),
         ("c4_test_validation", 'did you mean "text_validation"?'),
     ],
 )

@@ -45,6 +45,7 @@ from titan_recipes.config.schema.running import Checkpoint, Comm, FaultTolerance
 from titan_recipes.config.schema.training import (
     DataLoader,
     Debug,
+    Lora,
     LRScheduler,
     Optimizer,
     Training,
@@ -71,6 +72,7 @@ __all__ = [
     "Fraction",
     "LRScheduler",
     "LatentAttention",
+    "Lora",
     "MXGroupedMM",
     "MXLinear",
     "Metrics",
@@ -117,6 +119,7 @@ class Config:
     activation_checkpoint: ActivationCheckpoint = field(default_factory=ActivationCheckpoint)
     compile: Compile = field(default_factory=Compile)
     quantize: Quantize = field(default_factory=Quantize)
+    lora: Lora = field(default_factory=Lora)
     comm: Comm = field(default_factory=Comm)
     fault_tolerance: FaultTolerance = field(default_factory=FaultTolerance)
     validation: Validation = field(default_factory=Validation)

@@ -88,6 +88,11 @@ class Data:
     """A weighted mixture; () = one source, training.dataset at training.dataset_path."""
     text_key: str = "text"
     """The field of a jsonl, parquet or hub row that holds the text."""
+    chat_template: Literal["llama3", "chatml"] = "llama3"
+    """What surrounds the messages of dataset "chat"; its special tokens are the tokenizer's."""
+    document_mask: bool = False
+    """Tokens attend within their own document only, also where one sample holds parts of several;
+    conversations always do."""
     shuffle: bool = True
     """Visit samples in a permutation seeded by debug.seed; false = in the order they are stored."""
     streaming: bool = False

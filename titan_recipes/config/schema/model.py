@@ -176,6 +176,6 @@ class Model:
     tokenizer_path: str = ""
     """Tokenizer file or directory; overrides assets.tokenizer."""
     converters: tuple[str, ...] = ()
-    """Model converters, in order: "float8", "mx"."""
+    """Model converters, in order: "float8", "mx"; ours: "lora"."""
     print_after_conversion: bool = False
     """Print the model after the converters ran."""

@@ -48,10 +48,11 @@ class Parallelism:
     """Overlap expert dispatch with compute in DualPipeV."""
     context_parallel_degree: Positive = 1
     """Ranks that split each sequence."""
-    context_parallel_load_balancer: str = "headtail"
-    """How a sequence is dealt out; "" = in order."""
+    context_parallel_load_balancer: Literal["headtail", ""] = "headtail"
+    """How a sequence is dealt out: "headtail" gives each rank an early and a late chunk, which
+    evens out the work; "" = in order."""
     context_parallel_rotate_method: Literal["allgather", "alltoall"] = "allgather"
-    """How keys and values travel."""
+    """How keys and values travel: one all-gather, or hop by hop (ring attention)."""
     expert_parallel_degree: Positive = 1
     """Ranks that hold different experts."""
     expert_tensor_parallel_degree: Positive = 1

@@ -66,7 +66,7 @@ class Checkpoint:
     last_save_model_only: bool = False
     """The last checkpoint holds weights only, in export_dtype: such a run can't be continued."""
     last_save_in_hf: bool = False
-    """The last checkpoint is saved as Hugging Face safetensors."""
+    """The last checkpoint is written as Hugging Face safetensors too, in a folder beside it."""
     export_dtype: Literal["float16", "bfloat16", "float32"] = "float32"
     """Type of the weights in a model-only checkpoint."""
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"

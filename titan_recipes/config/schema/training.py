@@ -75,10 +75,11 @@ class Training:
     """[training]."""
 
     dataset: str = "c4_test"
-    """The data by name: "stdlib", "text", "c4", "c4_test", "hub", each also "..._validation"."""
+    """The data by name: "stdlib", "text", "chat", "c4", "c4_test", "hub", each also
+    "..._validation"."""
     dataset_path: str = ""
     """Where the dataset is: a file, directory or glob of jsonl, parquet or txt; for "hub" the
-    repository. "" = the dataset's own place."""
+    repository. "" = the dataset's own place. "chat" reads rows of messages."""
     local_batch_size: Positive = 8
     """Sequences in one forward pass of one data-parallel rank."""
     global_batch_size: MinusOneOrPositive = -1
@@ -123,6 +124,20 @@ class Validation:
     steps: MinusOneOrPositive = -1
     """Batches of each validation; -1 = the whole dataset."""
     dataloader: DataLoader = field(default_factory=DataLoader)
+
+
+@section
+class Lora:
+    """[lora] (ours): adapters on a frozen base model (arXiv:2106.09685), model.converters "lora"."""
+
+    rank: Positive = 16
+    """Inner width of an adapter."""
+    alpha: PositiveFloat = 32.0
+    """What an adapter adds is multiplied by alpha / rank."""
+    target_modules: tuple[
+        Literal["wq", "wk", "wv", "wo", "wq_a", "wq_b", "wkv_a", "wkv_b", "w1", "w2", "w3"], ...
+    ] = ()
+    """The linears that get one, in every block; () = all (arXiv:2305.14314, section 4)."""
 
 
 @section

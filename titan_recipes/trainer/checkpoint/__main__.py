@@ -1,46 +1,95 @@
-"""`python -m titan_recipes.trainer.checkpoint list|verify DIR`: look at checkpoints. No torch.
+"""`python -m titan_recipes.trainer.checkpoint list|verify|import|export`: checkpoints by hand.
 
-`list` compares presence and size only, `verify` reads and hashes every byte. Exit codes: 0 all
-good, 2 no checkpoints in DIR, 3 `verify` found a bad one.
+`list` compares presence and size only, `verify` reads and hashes every byte; neither needs torch.
+`import` and `export` convert from and to Hugging Face's safetensors. Exit codes: 0 all good, 2 no
+checkpoints there or another mistake of the user's, 3 a bad checkpoint.
 """
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from titan_recipes.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER, CheckpointError
+from titan_recipes.errors import (
+    EXIT_DONE,
+    EXIT_FAULT,
+    CheckpointError,
+    ConfigError,
+    Problem,
+    TitanRecipesError,
+)
 from titan_recipes.trainer.checkpoint import commit
 from titan_recipes.trainer.checkpoint.commit import Stored
 
+if TYPE_CHECKING:
+    from titan_recipes.config.job import Job
+
+_UNITS = {"MB": 10**6, "GB": 10**9}
+
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="titan-recipes checkpoint", description="Look at a run's checkpoints."
-    )
-    parser.add_argument("verb", choices=("list", "verify"))
-    parser.add_argument(
-        "directory", type=Path, help="run directory, checkpoints folder or one checkpoint"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON array instead of a table")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    try:
+        if options.verb == "import":
+            return _import(options)
+        if options.verb == "export":
+            return _export(options)
+        return _look(options)
+    except TitanRecipesError as error:
+        lines = error.problems if isinstance(error, ConfigError) else (error,)
+        for line in lines:
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
 
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="titan-recipes checkpoint", description="Look at checkpoints, and convert them."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("list", "verify"):
+        look = verbs.add_parser(verb)
+        look.add_argument(
+            "directory", type=Path, help="run directory, checkpoints folder or one checkpoint"
+        )
+        look.add_argument("--json", action="store_true", help="one JSON array, no table")
+    into = verbs.add_parser("import")
+    into.add_argument("--job", required=True, help="as titan_recipes.config.job.encode writes it")
+    into.add_argument("--from", dest="source", type=Path, required=True)
+    into.add_argument("-o", "--output", type=Path, required=True)
+    out = verbs.add_parser("export")
+    out.add_argument("directory", type=Path)
+    out.add_argument("--job", default="", help="default: job.toml of the checkpoint's run")
+    out.add_argument("-o", "--output", type=Path, required=True)
+    out.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    out.add_argument("--max-shard-size", type=_size, default=5 * 10**9)
+    return parser
+
+
+def _size(text: str) -> int:
+    """Bytes of "5GB" or "500MB"."""
+    match = re.fullmatch(r"(\d+)\s*([MG]B)", text.upper())
+    if match is None or int(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+# --- list, verify -----------------------------------------------------------------------------
+
+
+def _look(options: argparse.Namespace) -> int:
     try:
         found = commit.find_checkpoints(options.directory)
     except CheckpointError as error:
-        return _refuse(f"{options.directory}: {error}")
+        raise ConfigError([Problem(str(options.directory), "", str(error))]) from error
     if not found:
-        return _refuse(f"{options.directory}: no checkpoints here")
+        raise ConfigError([Problem(str(options.directory), "", "no checkpoints here")])
     rows = [_row(stored, hash_content=options.verb == "verify") for stored in found]
     print(json.dumps(rows, indent=2) if options.json else _table(rows))
     bad = any(row["problems"] for row in rows)
     return EXIT_FAULT if bad and options.verb == "verify" else EXIT_DONE
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return EXIT_USER
 
 
 def _row(stored: Stored, *, hash_content: bool) -> dict[str, Any]:
@@ -71,6 +120,58 @@ def _table(rows: list[dict[str, Any]]) -> str:
         )
         lines += [f"{'':>10}{problem}" for problem in row["problems"]]
     return "\n".join(lines)
+
+
+# --- import, export ---------------------------------------------------------------------------
+
+
+def _import(options: argparse.Namespace) -> int:
+    from titan_recipes.config.job import decode
+    from titan_recipes.trainer.hf.convert import import_checkpoint
+
+    job = decode(options.job)
+    path, ignored = import_checkpoint(job.model, options.source, options.output)
+    if ignored:
+        print(f"left out, as the model has no use for it: {', '.join(ignored)}")
+    print(f"imported {job.derived.num_params:,} parameters into {path}")
+    print(f"train from it: --set 'checkpoint.initial_load_path=\"{options.output.absolute()}\"'")
+    return EXIT_DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    import torch
+
+    from titan_recipes.config.job import decode
+    from titan_recipes.trainer.hf.assets import find_beside
+    from titan_recipes.trainer.hf.convert import export_checkpoint, newest_checkpoint
+
+    stored = newest_checkpoint(options.directory)
+    job = decode(options.job) if options.job else _job_of(stored)
+    beside = find_beside(job)
+    size = export_checkpoint(
+        job.model,
+        stored,
+        options.output,
+        dtype=getattr(torch, options.dtype) if options.dtype else None,
+        max_shard_bytes=options.max_shard_size,
+        beside=beside,
+    )
+    for note in beside.notes:
+        print(note)
+    print(f"exported {stored.path} (step {stored.step}, {size / 1e9:,.2f} GB) to {options.output}")
+    return EXIT_DONE
+
+
+def _job_of(stored: Stored) -> "Job":
+    """The job of the run that a checkpoint lies in. Raises ConfigError where it lies in none."""
+    from titan_recipes.config.job import read_job
+
+    for folder in stored.path.absolute().parents[:3]:
+        if (folder / "job.toml").is_file():
+            return read_job(folder / "job.toml")
+    got = "in no run directory, so nothing says which model it is"
+    cure = "name the recipe: --recipe NAME"
+    raise ConfigError([Problem(str(stored.path), "", got, cure)])
 
 
 if __name__ == "__main__":

@@ -29,11 +29,12 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from titan_recipes.config.home import expanded
-from titan_recipes.config.schema import Checkpoint
+from titan_recipes.config.schema import Checkpoint, Model
 from titan_recipes.errors import CheckpointError, ConfigError, Problem
 from titan_recipes.trainer.checkpoint import commit
 from titan_recipes.trainer.checkpoint.commit import Manifest, Stored
 from titan_recipes.trainer.checkpoint.writer import CommittingWriter
+from titan_recipes.trainer.hf.load import load_into
 
 State = dict[str, Any]
 T = TypeVar("T")
@@ -53,11 +54,19 @@ _LASTING = {
 class Checkpointer:
     """Saves into and loads from one run's checkpoints folder. Collective: every rank makes one.
 
-    log: prints a line for people; called on rank 0 only, from the save's thread too.
+    log: prints a line for people; called on rank 0 only, from the save's thread too. sizes: the
+    model, which only checkpoint.initial_load_in_hf needs to know.
     """
 
-    def __init__(self, config: Checkpoint, folder: Path, *, log: Callable[[str], None]) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: Checkpoint,
+        folder: Path,
+        *,
+        log: Callable[[str], None],
+        sizes: Model | None = None,
+    ) -> None:
+        self.config, self.sizes = config, sizes
         self.folder = folder
         self.distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if self.distributed else 0
@@ -175,13 +184,14 @@ class Checkpointer:
 
     # --- load -------------------------------------------------------------------------------
 
-    def load(self, state: State, *, step: int = -1) -> int | None:
+    def load(self, state: State, *, step: int = -1, initial: bool = True) -> int | None:
         """Load into `state` in place; returns the step that training goes on from.
 
         step: the checkpoint to take; -1 = checkpoint.load_step, or the newest that verifies. A bad
         one is named in the log with its reason, and the one before is taken. Where the run has no
         checkpoint at all, checkpoint.initial_load_path is loaded; weights alone start at step 0.
-        None = nothing to load. Parts in checkpoint.exclude_from_loading are left as they are.
+        None = nothing to load; without `initial` that is so where the run has no checkpoint. Parts
+        in checkpoint.exclude_from_loading are left as they are.
         Raises CheckpointError where the wanted one is bad, or all are, or none fits the model.
         """
         chosen = self._choose(self.folder, step if step >= 0 else self.config.load_step)
@@ -190,8 +200,13 @@ class Checkpointer:
             self._held = (chosen.step, False)
             self._left_behind = chosen.step
             return chosen.step
-        if not self.config.initial_load_path:
-            return None
+        return self.load_initial(state) if initial and self.config.initial_load_path else None
+
+    def load_initial(self, state: State) -> int:
+        """Load checkpoint.initial_load_path into `state` in place; returns its step, as `load`."""
+        if self.config.initial_load_in_hf:
+            self._read_hugging_face(expanded(self.config.initial_load_path), state)
+            return 0
         model_only = self.config.initial_load_model_only
         chosen = self._choose_initial(model_only)
         self._read(chosen, state, model_only=model_only)
@@ -276,6 +291,16 @@ class Checkpointer:
             entries = {name: _from_bytes(entry) for name, entry in target[part].items()}
             state[part].update(entries.get(f"rank-{self.rank}", {}) if part == "rng" else entries)
         self._log(f"checkpoint: loaded {stored.path}")
+
+    def _read_hugging_face(self, folder: Path, state: State) -> None:
+        """Load published weights; every rank reads the parts that it holds."""
+        assert self.sizes is not None, "the trainer says which model it is"
+        started = time.perf_counter()
+        ignored = load_into(state["model"], self.sizes, folder)
+        if ignored:
+            self._log(f"checkpoint: of no use to the model, not loaded: {', '.join(ignored)}")
+        seconds = time.perf_counter() - started
+        self._log(f"checkpoint: loaded {folder}, Hugging Face weights, in {seconds:.1f} s")
 
     def _log_missing_rng(self, wanted: list[str], known: dict[str, Any]) -> None:
         ranks = range(self.world_size)

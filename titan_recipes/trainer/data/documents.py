@@ -1,16 +1,19 @@
 """Documents: the text files that a source names, cut into chunks that processes can share.
 
-A text file is one document; a line of JSON and a row of a parquet or arrow table is one each.
-What can't be read is a DataError that names the file and the line or row.
+A text file is one document; a line of JSON and a row of a parquet or arrow table is one each,
+read for its text or as a whole. What can't be read is a DataError that names the file and the line
+or row.
 """
 
+import contextlib
 import gzip
 import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,26 +75,42 @@ def chunks(file: TextFile, min_bytes: int) -> list[Chunk]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of JSON or of a table; where: names its file and place, for messages."""
+
+    value: Any
+    where: Callable[[], str]
+
+
 def read(chunk: Chunk, text_key: str) -> Iterator[str]:
     """The documents of a chunk, in order. Raises DataError."""
     file = chunk.file
-    try:
+    with _readable(file):
         if file.kind == "json":
-            yield from _json_lines(chunk, text_key)
-        elif file.kind == "parquet":
-            with _parquet(file) as table:
-                _check_column(file, table.schema_arrow, text_key)
-                groups = list(range(chunk.start, chunk.stop))
-                batches = table.iter_batches(_BATCH_ROWS, groups, columns=[text_key])
-                first = sum(table.metadata.row_group(i).num_rows for i in range(chunk.start))
-                yield from _rows(file, batches, text_key, first)
-        elif file.kind == "arrow":
-            with pa.memory_map(str(file.path)) as source, pa.ipc.open_stream(source) as stream:
-                _check_column(file, stream.schema, text_key)
-                yield from _rows(file, stream, text_key, 0)
-        else:
+            for row in _json_rows(chunk):
+                yield _text_of_row(row, text_key)
+        elif file.kind == "text":
             with _open(file) as stream:
                 yield _decode(file, stream.read())
+        else:
+            for row in _table_rows(chunk, text_key):
+                if not isinstance(row.value, str):
+                    raise DataError(f"{row.where()} holds no text under {text_key!r}")
+                yield row.value
+
+
+def read_rows(chunk: Chunk) -> Iterator[Row]:
+    """The rows of a chunk of JSON or of a table, each a whole dict. Raises DataError."""
+    assert chunk.file.kind != "text", "a text file has no rows"
+    with _readable(chunk.file):
+        yield from _json_rows(chunk) if chunk.file.kind == "json" else _table_rows(chunk)
+
+
+@contextlib.contextmanager
+def _readable(file: TextFile) -> Generator[None]:
+    try:
+        yield
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise DataError(f"{file.path}: can't be read: {error}") from error
 
@@ -111,7 +130,7 @@ def _decode(file: TextFile, data: bytes) -> str:
         raise DataError(f"{file.path}: not UTF-8 at byte {error.start:,}") from error
 
 
-def _json_lines(chunk: Chunk, text_key: str) -> Iterator[str]:
+def _json_rows(chunk: Chunk) -> Iterator[Row]:
     """The rows whose line starts in the chunk."""
     with _open(chunk.file) as stream:
         position = chunk.start
@@ -123,21 +142,24 @@ def _json_lines(chunk: Chunk, text_key: str) -> Iterator[str]:
             if not line:
                 return
             if not line.isspace():
-                yield _text_of_row(line, chunk, position, text_key)
+                where = partial(_line_number, chunk, position)
+                yield Row(_parse(line, where), where)
             position += len(line)
 
 
-def _text_of_row(line: bytes, chunk: Chunk, position: int, text_key: str) -> str:
+def _parse(line: bytes, where: Callable[[], str]) -> Any:
     try:
-        row: Any = json.loads(line)
+        return json.loads(line)
     except ValueError as error:  # UnicodeDecodeError too
-        where = _line_number(chunk, position)
-        raise DataError(f"{where}: not a JSON object on one line: {error}") from error
-    text = row.get(text_key) if isinstance(row, dict) else None
+        raise DataError(f"{where()}: not a JSON object on one line: {error}") from error
+
+
+def _text_of_row(row: Row, text_key: str) -> str:
+    value = row.value
+    text = value.get(text_key) if isinstance(value, dict) else None
     if not isinstance(text, str):
-        has = ", ".join(map(repr, row)) if isinstance(row, dict) else "is no object"
-        where = _line_number(chunk, position)
-        raise DataError(f"{where}: no text under {text_key!r} ({has}); set data.text_key")
+        has = ", ".join(map(repr, value)) if isinstance(value, dict) else "is no object"
+        raise DataError(f"{row.where()}: no text under {text_key!r} ({has}); set data.text_key")
     return text
 
 
@@ -158,17 +180,26 @@ def _parquet(file: TextFile) -> pq.ParquetFile:
         raise DataError(f"{file.path}: not a parquet file: {error}") from error
 
 
-def _check_column(file: TextFile, schema: pa.Schema, text_key: str) -> None:
-    if text_key not in schema.names:
-        names = ", ".join(map(repr, schema.names))
-        raise DataError(f"{file.path}: no column {text_key!r} (it has {names}); set data.text_key")
-
-
-def _rows(file: TextFile, batches: Any, text_key: str, number: int) -> Iterator[str]:
-    """The texts of record batches; number: rows before them in the file."""
-    for batch in batches:
-        for text in batch.column(text_key).to_pylist():
-            number += 1
-            if not isinstance(text, str):
-                raise DataError(f"{file.path}: row {number} holds no text under {text_key!r}")
-            yield text
+def _table_rows(chunk: Chunk, column: str = "") -> Iterator[Row]:
+    """The rows of a table's chunk; column: the one that alone is wanted, "" = all as a dict."""
+    file = chunk.file
+    with contextlib.ExitStack() as opened:
+        if file.kind == "parquet":
+            table = opened.enter_context(_parquet(file))
+            schema, groups = table.schema_arrow, list(range(chunk.start, chunk.stop))
+            columns = [column] if column else None
+            batches: Any = table.iter_batches(_BATCH_ROWS, groups, columns=columns)
+            number = sum(table.metadata.row_group(i).num_rows for i in range(chunk.start))
+        else:
+            source = opened.enter_context(pa.memory_map(str(file.path)))
+            batches = opened.enter_context(pa.ipc.open_stream(source))
+            schema, number = batches.schema, 0
+        if column and column not in schema.names:
+            names = ", ".join(map(repr, schema.names))
+            raise DataError(
+                f"{file.path}: no column {column!r} (it has {names}); set data.text_key"
+            )
+        for batch in batches:
+            for value in (batch.column(column) if column else batch).to_pylist():
+                number += 1
+                yield Row(value, partial("{}: row {}".format, file.path, number))

@@ -19,15 +19,21 @@ from titan_recipes.errors import ConfigError, Problem
 from titan_recipes.trainer.data.order import SampleOrder
 from titan_recipes.trainer.data.prepare import Prepared, ensure_prepared, training_sources
 from titan_recipes.trainer.data.shards import TokenShards
+from titan_recipes.trainer.loss import IGNORED
 
 
 # B batch, S sequence
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """tokens_BS and labels_BS, int64; the label of position s is the token at s + 1."""
+    """One micro-batch, all int64.
+
+    labels_BS: the token at s + 1, or IGNORED where it is not trained on. documents_BS: number of
+    each token's document within its row; None = a row is one document.
+    """
 
     tokens_BS: torch.Tensor
     labels_BS: torch.Tensor
+    documents_BS: torch.Tensor | None = None
 
 
 class TrainingData(Protocol):
@@ -46,24 +52,46 @@ class TrainingData(Protocol):
         ...
 
 
-class _Windows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Map-style: the micro-batch that begins at a sample index."""
+class _Windows(Dataset[tuple[torch.Tensor, ...]]):
+    """Map-style: the micro-batch that begins at a sample index, as Batch's fields.
+
+    document_mask: text is masked by document, too; conversations always are.
+    """
 
     def __init__(
-        self, sources: list[TokenShards], order: SampleOrder, *, seq_len: int, batch_size: int
+        self,
+        sources: list[TokenShards],
+        order: SampleOrder,
+        *,
+        seq_len: int,
+        batch_size: int,
+        document_mask: bool,
     ) -> None:
         self._sources = sources
         self._order = order
         self._seq_len = seq_len
         self._batch_size = batch_size
+        self._document_mask = document_mask
+        self._has_documents = document_mask or any(source.window for source in sources)
 
-    def __getitem__(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-        windows = np.empty((self._batch_size, self._seq_len + 1), np.int64)
+    def __getitem__(self, start: int) -> tuple[torch.Tensor, ...]:
+        shape = (self._batch_size, self._seq_len)
+        tokens_BS, labels_BS = np.empty(shape, np.int64), np.empty(shape, np.int64)
+        documents_BS = np.zeros(shape, np.int64)
         for row in range(self._batch_size):
-            source, sample = self._order.locate(start + row)
-            windows[row] = self._sources[source].sample(sample, self._seq_len)
-        tokens_BS = torch.from_numpy(np.ascontiguousarray(windows[:, :-1]))
-        return tokens_BS, torch.from_numpy(np.ascontiguousarray(windows[:, 1:]))
+            number, sample = self._order.locate(start + row)
+            source = self._sources[number]
+            first = source.sample_start(sample, self._seq_len)
+            end = first + self._seq_len
+            window = source.read(first, end + 1)
+            tokens_BS[row], labels_BS[row] = window[:-1], window[1:]
+            labels_BS[row][~source.is_trained(first + 1, end + 1)] = IGNORED
+            if source.window or self._document_mask:
+                documents_BS[row][source.document_starts(first, end) - first] = 1
+        fields = [tokens_BS, labels_BS]
+        if self._has_documents:
+            fields.append(documents_BS.cumsum(axis=1))
+        return tuple(torch.from_numpy(field) for field in fields)
 
 
 def _batches(
@@ -85,8 +113,8 @@ def _batches(
         pin_memory=options.pin_memory and torch.accelerator.is_available(),
         **workers,
     )
-    for tokens_BS, labels_BS in loader:
-        yield Batch(tokens_BS, labels_BS)
+    for fields in loader:
+        yield Batch(*fields)
 
 
 class _Starts:
@@ -178,7 +206,13 @@ def open_training_data(
     order = SampleOrder(counts, weights, seed=seed, shuffle=job.data.shuffle)
     batch_size = job.training.local_batch_size
     return ShardedData(
-        _Windows(sources, order, seq_len=seq_len, batch_size=batch_size),
+        _Windows(
+            sources,
+            order,
+            seq_len=seq_len,
+            batch_size=batch_size,
+            document_mask=job.data.document_mask,
+        ),
         dp_rank=dp_rank,
         dp_degree=dp_degree,
         local_batch_size=batch_size,
@@ -222,7 +256,11 @@ def open_validation_data(
     count = full if settings.steps == -1 else min(settings.steps, full)
     order = SampleOrder([num_samples], [1.0], seed=0, shuffle=False)
     windows = _Windows(
-        [shards], order, seq_len=settings.seq_len, batch_size=settings.local_batch_size
+        [shards],
+        order,
+        seq_len=settings.seq_len,
+        batch_size=settings.local_batch_size,
+        document_mask=job.data.document_mask,
     )
     starts = _Starts(dp_rank * settings.local_batch_size, stride, count)
     return ValidationData(windows, starts, settings.dataloader)

@@ -5,8 +5,12 @@
       00000.tokens        token ids, uint16 (vocabularies up to 65,536) or uint32, little-endian
       00000.documents     uint64: where each document of the shard starts, in tokens
       00000.crc32         uint32: checksum of each block of 00000.tokens, then of 00000.documents
+      00000.counts        JSON: what was counted on the way, where anything was
 
-A document is [bos] ids [eos]. A directory appears by one rename: one that is there is complete.
+A document is [bos] ids [eos]. Shards of conversations are rows of windows instead, each a sample,
+and the highest bit of a token says that it is trained on.
+
+A directory appears by one rename: one that is there is complete.
 Opening it compares every file's size; a block's checksum is compared when a process first reads
 from it. What doesn't agree is a DataError that names the file.
 """
@@ -17,6 +21,7 @@ import os
 import zlib
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
@@ -39,8 +44,22 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
 
 
+def marked_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type that holds every id and a mark."""
+    return token_dtype(2 * vocab_size)
+
+
+def trained_mark(dtype: np.dtype) -> int:
+    """The bit that marks a token as trained on, in shards of windows."""
+    return 1 << (8 * dtype.itemsize - 1)
+
+
 def _names(number: int) -> tuple[str, str, str]:
     return f"{number:05d}.tokens", f"{number:05d}.documents", f"{number:05d}.crc32"
+
+
+def _counts_name(number: int) -> str:
+    return f"{number:05d}.counts"
 
 
 def _num_blocks(num_bytes: int) -> int:
@@ -97,7 +116,9 @@ class ShardWriter:
 
     def __init__(self, directory: Path, number: int, dtype: np.dtype) -> None:
         self.num_tokens = 0
+        self.counts: dict[str, int] = {}
         self._directory = directory
+        self._counts = directory / _counts_name(number)
         self._names = _names(number)
         self._typecode = "H" if dtype.itemsize == 2 else "I"
         tokens, documents, checksums = (
@@ -138,6 +159,8 @@ class ShardWriter:
             file.write(checksums.tobytes())
             file.flush()
             os.fsync(file.fileno())
+        if self.counts:
+            self._counts.write_text(json.dumps(self.counts), encoding="utf-8")
         written = (self._tokens.path, self._documents.path, self._checksums)
         for path, name in zip(written, self._names, strict=True):
             path.replace(self._directory / name)
@@ -149,15 +172,23 @@ def is_finished(directory: Path, number: int) -> bool:
 
 
 def commit(
-    partial: Path, final: Path, num_shards: int, dtype: np.dtype, about: dict[str, Any]
+    partial: Path,
+    final: Path,
+    num_shards: int,
+    dtype: np.dtype,
+    about: dict[str, Any],
+    *,
+    window: int = 0,
 ) -> None:
     """Turn a directory of finished shards into the final one by one rename.
 
-    about: what was tokenized, kept in the index as it is. Scratch files of killed writers go.
+    about: what was tokenized, kept in the index as it is. window: tokens of each window that the
+    shards are rows of; 0 = samples may begin anywhere. Scratch files of killed writers go.
     """
     for scratch in partial.glob(".*"):
         scratch.unlink()
     shards: list[dict[str, int]] = []
+    counts: Counter[str] = Counter()
     digest = hashlib.sha256(dtype.str.encode())
     for number in range(num_shards):
         tokens, documents, checksums = (partial / name for name in _names(number))
@@ -165,11 +196,15 @@ def commit(
         num_documents = documents.stat().st_size // _OFFSET.itemsize
         shards.append({"num_tokens": num_tokens, "num_documents": num_documents})
         digest.update(f"{num_tokens} {num_documents}".encode() + checksums.read_bytes())
+        if (path := partial / _counts_name(number)).exists():
+            counts.update(json.loads(path.read_text(encoding="utf-8")))
     index = {
         "version": FORMAT_VERSION,
         "dtype": dtype.str,
         "digest": digest.hexdigest(),
+        "window": window,
         "shards": shards,
+        "counts": counts,
         "about": about,
     }
     with (partial / INDEX).open("w", encoding="utf-8") as file:
@@ -222,6 +257,10 @@ class TokenShards:
         self.about: dict[str, Any] = index["about"]
         self.digest: str = index["digest"]
         """Identifies the tokens and their documents, wherever and whenever they were written."""
+        self.window: int = index["window"]
+        """Tokens of each window that these shards are rows of; 0 = samples may begin anywhere."""
+        self.counts: Counter[str] = Counter(index["counts"])
+        """What was counted when they were written."""
         self._dtype = np.dtype(index["dtype"])
         self._num_tokens: list[int] = [shard["num_tokens"] for shard in index["shards"]]
         self._num_documents: list[int] = [shard["num_documents"] for shard in index["shards"]]
@@ -235,18 +274,37 @@ class TokenShards:
         return TokenShards, (self.directory,)  # a worker process opens the files itself
 
     def num_samples(self, seq_len: int) -> int:
-        """Samples of seq_len + 1 tokens; a sample's last token is the next one's first."""
+        """Samples of seq_len + 1 tokens.
+
+        A sample's last token is the next one's first, and samples cross the borders of documents
+        and shards; but where there are windows, each is a sample.
+        """
+        if self.window:
+            assert self.window == seq_len + 1
+            return self.num_tokens // self.window
         return max(0, self.num_tokens - 1) // seq_len
 
-    def sample(self, index: int, seq_len: int) -> np.ndarray:
-        """Tokens [index * seq_len, index * seq_len + seq_len + 1) as int64 [seq_len + 1].
+    def sample_start(self, index: int, seq_len: int) -> int:
+        """The first token of a sample."""
+        return index * (self.window or seq_len)
 
-        They cross the borders of documents and shards.
-        """
-        return self.read(index * seq_len, index * seq_len + seq_len + 1)
+    def sample(self, index: int, seq_len: int) -> np.ndarray:
+        """The tokens of a sample as int64 [seq_len + 1]. Raises DataError."""
+        start = self.sample_start(index, seq_len)
+        return self.read(start, start + seq_len + 1)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) as a new int64 array. Raises DataError."""
+        stored = self._stored(start, stop)
+        return stored & (trained_mark(self._dtype) - 1) if self.window else stored
+
+    def is_trained(self, start: int, stop: int) -> np.ndarray:
+        """Of each of the tokens [start, stop) whether it is trained on: bool."""
+        if not self.window:
+            return np.ones(stop - start, np.bool_)
+        return self._stored(start, stop) >= trained_mark(self._dtype)
+
+    def _stored(self, start: int, stop: int) -> np.ndarray:
         assert 0 <= start <= stop <= self.num_tokens
         tokens = np.empty(stop - start, np.int64)
         for number, first, last in self._spans(start, stop):
@@ -281,7 +339,8 @@ class TokenShards:
             index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             version = index["version"]
             if version == FORMAT_VERSION:
-                return {key: index[key] for key in ("dtype", "digest", "shards", "about")}
+                kept = {key: index[key] for key in ("dtype", "digest", "shards", "about")}
+                return {"window": 0, "counts": {}} | index | kept
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path}: not readable as an index of token shards ({error}); delete"

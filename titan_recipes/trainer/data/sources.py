@@ -184,6 +184,15 @@ def _local(place: Place, patterns: Iterable[str] = ()) -> list[TextFile]:
     return [text_file(path, root) for path in paths]
 
 
+def _chat(place: Place) -> list[TextFile]:
+    """The rows below place.path; plain text holds no conversations."""
+    files = [file for file in _local(place) if file.kind != "text"]
+    if not files:
+        got = f"no rows in {place.locate()}, only text"
+        raise place.error(got, "give a file, a directory or a glob of jsonl or parquet")
+    return files
+
+
 def c4_files(place: Place) -> list[TextFile]:
     """The shards of C4 in a local directory that place.path names, else out of the hub's cache."""
     part = "validation" if place.validation else "train"
@@ -237,6 +246,7 @@ def _hub_files(place: Place, repository: str, split: str, **options: Any) -> lis
 FILES_OF: dict[str, Callable[[Place], list[TextFile]]] = {
     "stdlib": _stdlib,
     "text": _local,
+    "chat": _chat,
     "c4": c4_files,
     "c4_test": _local,
     "hub": _hub,

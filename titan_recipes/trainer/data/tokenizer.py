@@ -60,7 +60,8 @@ class Tokenizer:
     """One tokenizer file, loaded.
 
     vocab_size: one more than the highest id. bos_id, eos_id: None where the tokenizer has none.
-    fingerprint: sha256 of the file, in hex.
+    fingerprint: sha256 of the file, in hex. special_id: the id of a special token by its name, None
+    where there is no such token.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class Tokenizer:
     fingerprint: str
     encode_text: Callable[[str], list[int]]
     decode_ids: Callable[[list[int]], str]
+    special_id: Callable[[str], int | None]
 
     def encode(self, text: str) -> list[int]:
         """The ids of ordinary text, without bos and eos."""
@@ -236,6 +238,7 @@ def _read_tiktoken(path: Path, content: bytes, hf_repo: str) -> Tokenizer | None
         fingerprint=_fingerprint(content),
         encode_text=encoding.encode_ordinary,
         decode_ids=encoding.decode,
+        special_id=special.get,
     )
 
 
@@ -267,7 +270,9 @@ def _read_hugging_face(path: Path, content: bytes, hf_repo: str) -> Tokenizer | 
     made.no_padding()
     made.encode_special_tokens = True  # as text
 
-    def special_id(key: str, usual: tuple[str, ...]) -> int | None:
+    added = {token.content: id for id, token in made.get_added_tokens_decoder().items()}
+
+    def named_id(key: str, usual: tuple[str, ...]) -> int | None:
         known, name = _special_token(path.parent, key)
         names = ([name] if name else []) if known else usual
         ids = (made.token_to_id(name) for name in names)
@@ -277,11 +282,12 @@ def _read_hugging_face(path: Path, content: bytes, hf_repo: str) -> Tokenizer | 
         path=path,
         kind="Hugging Face",
         vocab_size=max(made.get_vocab(with_added_tokens=True).values()) + 1,
-        bos_id=special_id("bos_token", _BOS_NAMES),
-        eos_id=special_id("eos_token", _EOS_NAMES),
+        bos_id=named_id("bos_token", _BOS_NAMES),
+        eos_id=named_id("eos_token", _EOS_NAMES),
         fingerprint=_fingerprint(content),
         encode_text=lambda text: made.encode(text, add_special_tokens=False).ids,
         decode_ids=lambda ids: made.decode(ids, skip_special_tokens=False),
+        special_id=added.get,
     )
 
 
@@ -298,6 +304,10 @@ def _read_sentencepiece(path: Path, content: bytes, hf_repo: str) -> Tokenizer |
     def or_none(id: int) -> int | None:
         return id if id >= 0 else None
 
+    def piece_id(name: str) -> int | None:
+        found = made.piece_to_id(name)  # an unknown name has the id of the unknown piece
+        return found if made.id_to_piece(found) == name else None
+
     return Tokenizer(
         path=path,
         kind="sentencepiece",
@@ -307,4 +317,5 @@ def _read_sentencepiece(path: Path, content: bytes, hf_repo: str) -> Tokenizer |
         fingerprint=_fingerprint(content),
         encode_text=made.encode,
         decode_ids=made.decode,
+        special_id=piece_id,
     )

@@ -74,7 +74,7 @@ class Decoder(nn.Module):
     def tie(self) -> None:
         """Make output and embedding one parameter, where they are; `to_empty` takes them apart."""
         if self.sizes.tie_embeddings and self.output and self.tok_embeddings:
-            self.output.weight = self.tok_embeddings.weight
+            (self.output.weight,) = self.tok_embeddings.parameters()
 
     def init_buffers(self) -> None:
         """Fill every buffer on its own device; the weights are `model.init`'s."""

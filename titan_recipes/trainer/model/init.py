@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from titan_recipes.config.schema import Model
 from titan_recipes.trainer.model.decoder import Decoder
+from titan_recipes.trainer.model.lora import A, B, init_adapter
 
 RESIDUAL = ("wo", "w2")
 """Matrices that write to the residual stream."""
@@ -50,7 +51,9 @@ def name_seed(seed: int, name: str) -> int:
 def _fill(full: Tensor, name: str, sizes: Model, generator: torch.Generator) -> None:
     module, leaf = name.rsplit(".", 2)[-2:]
     matrix = leaf if module == "experts" else module
-    if module.endswith("norm"):
+    if leaf in (A, B):
+        init_adapter(full, leaf, generator)
+    elif module.endswith("norm"):
         full.fill_(0.0 if sizes.norm_unit_offset else 1.0)
     elif leaf in ("bias", "b1", "b2", "b3", "sinks"):
         full.zero_()

@@ -95,13 +95,13 @@ class GroupedExperts(nn.Module):
         out_TO = grouped_mm(x_TI, w_EOI, ends_E)
         if b_EO is None:
             return out_TO
-        b_EO = self.local(b_EO)
+        bias_EO: Tensor = self.local(b_EO)
         rows = torch.arange(len(x_TI), device=x_TI.device)
         expert_T = torch.searchsorted(ends_E, rows, right=True)
-        experts = torch.arange(len(b_EO), device=x_TI.device)
+        experts = torch.arange(len(bias_EO), device=x_TI.device)
         # As a product with ones, the bias gradient sums in float32 and in a fixed order.
         is_expert_TE = (expert_T.unsqueeze(-1) == experts).to(x_TI.dtype)
-        return out_TO + is_expert_TE @ b_EO.to(x_TI.dtype)
+        return out_TO + is_expert_TE @ bias_EO.to(x_TI.dtype)
 
 
 class LocalDispatcher(nn.Module):

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from titan_recipes.config.schema import ActivationCheckpoint
 from titan_recipes.trainer.model.decoder import Decoder
+from titan_recipes.trainer.parallel.context_parallel import CONTEXT_PARALLEL_ATTENTION
 
 _aten = torch.ops.aten
 
@@ -26,6 +27,7 @@ SAVED_OPS = frozenset(
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,
         _aten._scaled_dot_product_flash_attention_for_cpu.default,
+        CONTEXT_PARALLEL_ATTENTION,
         torch.ops._c10d_functional.reduce_scatter_tensor.default,
     }
 )

@@ -6,6 +6,7 @@ from titan_recipes.config.job import Job
 from titan_recipes.errors import ConfigError, Problem
 from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.parallel.activation_checkpoint import apply_activation_checkpoint
+from titan_recipes.trainer.parallel.context_parallel import apply_context_parallel
 from titan_recipes.trainer.parallel.expert_parallel import (
     apply_expert_parallel,
     moe_layers,
@@ -13,6 +14,7 @@ from titan_recipes.trainer.parallel.expert_parallel import (
 )
 from titan_recipes.trainer.parallel.fsdp import apply_fsdp
 from titan_recipes.trainer.parallel.mesh import World
+from titan_recipes.trainer.parallel.tensor_parallel import apply_tensor_parallel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -22,6 +24,14 @@ def parallelize(model: Decoder, job: Job, world: World) -> None:
 
     At world size 1 nothing is wrapped by FSDP. Raises ConfigError for an unknown compile backend.
     """
+    apply_context_parallel(model, job, world)
+    if world.tp_mesh is not None:
+        apply_tensor_parallel(
+            model,
+            world.tp_mesh,
+            enable_loss_parallel=not job.parallelism.disable_loss_parallel,
+            enable_async=job.parallelism.enable_async_tensor_parallel,
+        )
     if world.ep_mesh is not None:
         apply_expert_parallel(model, world.ep_mesh)
     sequence_meshes = [mesh for mesh in (world.cp_mesh, world.tp_mesh) if mesh is not None]

@@ -60,9 +60,9 @@ def apply_fsdp(
         # A tied matrix is used at both ends: it stays in the root's group.
         if model.tok_embeddings is not None:
             fully_shard(model.tok_embeddings, reshard_after_forward=reshard, **options)
-        if model.output is not None:
+        if ends := [end for end in (model.norm, model.output) if end is not None]:
             last = reshard_after_forward == "always"
-            fully_shard([model.norm, model.output], reshard_after_forward=last, **options)
+            fully_shard(ends, reshard_after_forward=last, **options)
     fully_shard(model, reshard_after_forward=reshard, **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -131,6 +131,14 @@ def join_world(job: Job, run_directory: Path) -> World:
         dist.init_process_group(backend, timeout=timeout, device_id=device_id)
     host_group = dist.new_group(backend="gloo", timeout=timeout)
     assert not isinstance(host_group, int), "every rank is in the host group"
+    return lay_out(job, rank, local_rank, device, host_group)
+
+
+def lay_out(
+    job: Job, rank: int, local_rank: int, device: torch.device, host_group: dist.ProcessGroup
+) -> World:
+    """The meshes over the ranks of a process group that was joined."""
+    derived = job.derived
 
     def mesh_of(axes: dict[str, int]) -> DeviceMesh:
         return init_device_mesh(device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
@@ -138,7 +146,7 @@ def join_world(job: Job, run_directory: Path) -> World:
     return World(
         rank=rank,
         local_rank=local_rank,
-        size=size,
+        size=derived.world_size,
         device=device,
         mesh=mesh_of(parameter_axes(derived)),
         data_mesh=mesh_of(data_axes(derived)),

@@ -1,0 +1,287 @@
+"""A folder of safetensors <-> a checkpoint of ours, in one process and without a model.
+
+Either way one tensor is in memory at a time (a file's worth on export), so that a laptop converts
+what no GPU of its own could hold.
+"""
+
+import json
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+
+from titan_recipes.config.job import Job
+from titan_recipes.config.layout import RunLayout
+from titan_recipes.config.schema import Model
+from titan_recipes.errors import CheckpointError, ConfigError, Problem
+from titan_recipes.trainer.checkpoint import commit
+from titan_recipes.trainer.checkpoint.commit import Stored
+from titan_recipes.trainer.checkpoint.writer import CommittingWriter
+from titan_recipes.trainer.hf.assets import GENERATION_CONFIG, Beside, find_beside
+from titan_recipes.trainer.hf.config import CONFIG, check_config, config_of
+from titan_recipes.trainer.hf.key_map import KeyMap, Part, key_map, our_shapes
+from titan_recipes.trainer.hf.weights import INDEX, SINGLE, Weights
+
+LINE_SECONDS = 5.0
+MAX_SHARD_BYTES = 5 * 10**9
+PART = "model."
+"""What names of weights begin with in a checkpoint of ours."""
+
+
+class Progress:
+    """A line on stderr now and then: bytes done of all, and how fast."""
+
+    def __init__(self, verb: str, total: int) -> None:
+        self._verb, self._total, self._done = verb, total, 0
+        self._start = self._last = time.monotonic()
+
+    def add(self, num_bytes: int) -> None:
+        """Count what was done since the last call."""
+        self._done += num_bytes
+        now = time.monotonic()
+        if now - self._last >= LINE_SECONDS or self._done == self._total:
+            self._last = now
+            speed = self._done / max(now - self._start, 1e-9) / 1e6
+            gigabytes = f"{self._done / 1e9:,.2f} of {self._total / 1e9:,.2f} GB"
+            print(f"{self._verb}: {gigabytes}, {speed:,.0f} MB/s", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _one_process() -> Generator[None]:
+    """One process without a process group is what is meant here; DCP warns of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
+        yield
+
+
+@contextmanager
+def _appearing(output: Path) -> Generator[Path]:
+    """A scratch folder that becomes `output` at the end, complete, or goes. Raises ConfigError."""
+    if output.exists():
+        raise ConfigError([Problem(str(output), "", "exists already", "name a new folder")])
+    scratch = output.with_name(f".{output.name}.saving")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        scratch.rename(output)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+# --- import -----------------------------------------------------------------------------------
+
+
+def import_checkpoint(sizes: Model, source: Path, output: Path) -> tuple[Path, list[str]]:
+    """Write the weights in `source` as checkpoint step-00000000 below `output`, types unchanged.
+
+    Returns its path, and the names of stored tensors that were left out. Raises ConfigError where
+    `source` holds another model or `output` is there already, CheckpointError for bad tensors.
+    """
+    check_config(source, sizes)
+    weights = Weights(source)
+    ignored = weights.check(sizes)
+    keys = key_map(sizes)
+    content = {
+        name: torch.empty(shape, dtype=_stored_dtype(weights, keys[name]), device="meta")
+        for name, shape in our_shapes(sizes).items()
+    }
+    progress = Progress("importing", sum(tensor.nbytes for tensor in content.values()))
+    planner = _ReadingPlanner(weights, keys, progress)
+    with _appearing(output) as folder, _one_process():
+        writer = CommittingWriter(
+            folder, step=0, world_size=1, model_only=True, on_commit=lambda manifest: None
+        )
+        dcp.save({"model": content}, storage_writer=writer, planner=planner, no_dist=True)
+    return commit.checkpoint_path(output, 0), ignored
+
+
+def _stored_dtype(weights: Weights, parts: tuple[Part, ...]) -> torch.dtype:
+    return weights.dtype(parts[0].name) if parts else torch.float32
+
+
+class _ReadingPlanner(DefaultSavePlanner):
+    """Reads a tensor when its turn to be written has come; the state dict holds shapes only."""
+
+    def __init__(self, weights: Weights, keys: KeyMap, progress: Progress) -> None:
+        super().__init__()
+        self.weights, self.keys, self.progress = weights, keys, progress
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        name = index.fqn.removeprefix(PART)
+        shape = super().lookup_object(index).shape
+        self.progress.add(super().lookup_object(index).nbytes)
+        if not self.keys[name]:
+            return torch.zeros(shape)
+        where = tuple(slice(0, size) for size in shape)
+        return self.weights.read_ours(self.keys[name], where).contiguous()
+
+
+# --- export -----------------------------------------------------------------------------------
+
+
+def newest_checkpoint(path: Path) -> Stored:
+    """The checkpoint meant by a path: itself, or the newest good one of a run or folder."""
+    found = commit.find_checkpoints(path)
+    if not found:
+        raise ConfigError([Problem(str(path), "", "no checkpoints here")])
+    reasons: list[str] = []
+    for stored in found:
+        problems = commit.verify_checkpoint(stored.path)
+        if not problems:
+            return stored
+        reasons.append(f"{stored.path}: {'; '.join(problems)}")
+    raise CheckpointError("no checkpoint that can be exported:\n  " + "\n  ".join(reasons))
+
+
+def export_last(job: Job, layout: RunLayout, step: int) -> str:
+    """Export a run's last checkpoint beside it, if it is there; returns what to say of it."""
+    config = job.checkpoint
+    path = commit.checkpoint_path(layout.root / config.folder, step)
+    output = path.with_name(f"{path.name}-hf")
+    if output.exists() or not path.exists() or not (config.enable and config.last_save_model_only):
+        return f"no export to {output.name}: it is there, or the last checkpoint is not"
+    beside = find_beside(job)
+    export_checkpoint(
+        job.model,
+        Stored(step, path),
+        output,
+        dtype=None,
+        max_shard_bytes=MAX_SHARD_BYTES,
+        beside=beside,
+    )
+    return "; ".join([f"exported the last checkpoint to {output}", *beside.notes])
+
+
+def export_checkpoint(
+    sizes: Model,
+    stored: Stored,
+    output: Path,
+    *,
+    dtype: torch.dtype | None,
+    max_shard_bytes: int,
+    beside: Beside,
+) -> int:
+    """Write a verified checkpoint of ours as folder `output`; returns the bytes of its weights.
+
+    dtype: of every weight; None = as they are in the checkpoint (a selection bias stays float32).
+    Raises ConfigError where `output` is there already or the family can't say what the model is,
+    CheckpointError where the checkpoint is of another model.
+    """
+    config = beside.config | config_of(sizes)
+    known: dict[str, Any] = FileSystemReader(stored.path).read_metadata().state_dict_metadata
+    shapes = our_shapes(sizes)
+    _check_fits(stored, shapes, known)
+    there = {name: known[PART + name].properties.dtype for name in shapes}
+
+    def load(names: Iterable[str]) -> dict[str, Tensor]:
+        state = {name: torch.empty(shapes[name], dtype=there[name]) for name in names}
+        reader = FileSystemReader(stored.path)
+        with _one_process():
+            dcp.load({"model": state}, storage_reader=reader, no_dist=True)
+        return state
+
+    keys = key_map(sizes)
+    unsaid = [name for name, parts in keys.items() if not parts]
+    if lost := [name for name, value in load(unsaid).items() if value.any()]:
+        cure = f"{config['architectures'][0]} has no selection bias; balance by aux_loss_weight"
+        raise ConfigError([Problem(str(stored.path), lost[0], "is not zero", cure)])
+    sources = _sources(sizes, keys)
+    layout: dict[str, Tensor] = {}
+    for name, parts in sources.items():
+        ours, part = parts[0]
+        kept = dtype is None or ours.endswith("selection_bias")
+        layout[name] = torch.empty(
+            part.stored_shape(shapes[ours]), dtype=there[ours] if kept else dtype, device="meta"
+        )
+    total = sum(tensor.nbytes for tensor in layout.values())
+    progress = Progress("exporting", total)
+    weight_map: dict[str, str] = {}
+    with _appearing(output) as folder:
+        for file, names in _files(layout, max_shard_bytes):
+            state = load({ours for name in names for ours, _ in sources[name]})
+            tensors = {name: _assembled(layout[name], sources[name], state) for name in names}
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(names, file)
+            progress.add(sum(tensor.nbytes for tensor in tensors.values()))
+        if len({*weight_map.values()}) > 1:
+            _write_json(
+                folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
+            )
+        main = layout["model.embed_tokens.weight"].dtype
+        _write_json(folder / CONFIG, config | {"torch_dtype": str(main).removeprefix("torch.")})
+        _write_json(folder / GENERATION_CONFIG, beside.generation)
+        for file in beside.files:
+            shutil.copyfile(file, folder / file.name)
+    return total
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_fits(stored: Stored, shapes: dict[str, torch.Size], known: dict[str, Any]) -> None:
+    there = {
+        name.removeprefix(PART): tuple(entry.size)
+        for name, entry in known.items()
+        if name.startswith(PART) and isinstance(entry, TensorStorageMetadata)
+    }
+    problems = [
+        f"{name}: {there.get(name, 'missing')} in the checkpoint, "
+        f"{tuple(shapes[name]) if name in shapes else 'no such tensor'} in the model"
+        for name in sorted({*there, *shapes})
+        if there.get(name) != (tuple(shapes[name]) if name in shapes else None)
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{stored.path} is not of this model:\n  " + "\n  ".join(problems[:40])
+        )
+
+
+def _sources(sizes: Model, keys: KeyMap) -> dict[str, list[tuple[str, Part]]]:
+    """Hugging Face name -> the tensors of ours that it is made of, each with how."""
+    sources: dict[str, list[tuple[str, Part]]] = {}
+    for name, parts in keys.items():
+        if name == "output.weight" and sizes.tie_embeddings:
+            continue
+        for part in parts:
+            sources.setdefault(part.name, []).append((name, part))
+    return sources
+
+
+def _files(layout: dict[str, Tensor], max_bytes: int) -> Iterator[tuple[str, list[str]]]:
+    """File name and the tensors in it, in order, each file filled up to max_bytes."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in layout.items():
+        if groups[-1] and size + tensor.nbytes > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += tensor.nbytes
+    for number, names in enumerate(groups, start=1):
+        yield _file_name(number, len(groups)), names
+
+
+def _file_name(number: int, count: int) -> str:
+    return SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _assembled(like: Tensor, parts: Iterable[tuple[str, Part]], state: dict[str, Tensor]) -> Tensor:
+    made = torch.empty_like(like, device="cpu")
+    for name, part in parts:
+        part.put(state[name], made)
+    return made

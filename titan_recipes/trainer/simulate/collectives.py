@@ -1,0 +1,117 @@
+"""The collectives of one rank: which operation, over which axis of the mesh, how often, how much.
+
+Bytes of one are those of its larger side: what an all-gather gives, what a reduce-scatter takes.
+"""
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from titan_recipes.trainer.parallel.mesh import World
+
+NAMES = {
+    "c10d::_allgather_base_": "all_gather",
+    "c10d::allgather_": "all_gather",
+    "c10d::allgather_into_tensor_coalesced_": "all_gather",
+    "c10d::_reduce_scatter_base_": "reduce_scatter",
+    "c10d::reduce_scatter_": "reduce_scatter",
+    "c10d::reduce_scatter_tensor_coalesced_": "reduce_scatter",
+    "c10d::allreduce_": "all_reduce",
+    "c10d::allreduce_coalesced_": "all_reduce",
+    "c10d::alltoall_base_": "all_to_all",
+    "c10d::alltoall_": "all_to_all",
+    "c10d::broadcast_": "broadcast",
+    "c10d::scatter_": "scatter",
+    "c10d::gather_": "gather",
+    "c10d::reduce_": "reduce",
+    "c10d::send": "send",
+    "c10d::recv_": "recv",
+    "c10d::barrier": "barrier",
+    "_c10d_functional::all_gather_into_tensor": "all_gather",
+    "_c10d_functional::all_gather_into_tensor_coalesced": "all_gather",
+    "_c10d_functional::reduce_scatter_tensor": "reduce_scatter",
+    "_c10d_functional::reduce_scatter_tensor_coalesced": "reduce_scatter",
+    "_c10d_functional::all_reduce": "all_reduce",
+    "_c10d_functional::all_reduce_": "all_reduce",
+    "_c10d_functional::all_reduce_coalesced": "all_reduce",
+    "_c10d_functional::all_to_all_single": "all_to_all",
+    "_c10d_functional::broadcast": "broadcast",
+}
+"""torch's operators -> what people call them."""
+
+
+class Kind(NamedTuple):
+    """Collectives that are counted together. axis: of a mesh, "host" or "world"."""
+
+    op: str
+    axis: str
+
+
+class Traffic(NamedTuple):
+    """How often, and how many bytes in all."""
+
+    count: int
+    size: int
+
+
+class CollectiveCounter(TorchDispatchMode):
+    """Counts the collectives issued under it."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._axis = axis_of_group(world)
+        self._counts: Counter[Kind] = Counter()
+        self._bytes: Counter[Kind] = Counter()
+
+    def take(self) -> dict[Kind, Traffic]:
+        """What was counted since the last call."""
+        taken = {kind: Traffic(self._counts[kind], self._bytes[kind]) for kind in self._counts}
+        self._counts.clear()
+        self._bytes.clear()
+        return taken
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented
+        out = func(*args, **(kwargs or {}))
+        name: str = func.name().partition(".")[0]
+        if name in NAMES:
+            kind = Kind(NAMES[name], self._find_axis(args))
+            self._counts[kind] += 1
+            self._bytes[kind] += max(map(_num_bytes, (*args, out)))
+        return out
+
+    def _find_axis(self, args: Any) -> str:
+        for arg in args:
+            if isinstance(arg, str) and arg in self._axis:
+                return self._axis[arg]
+            if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()):
+                return self._axis[dist.ProcessGroup.unbox(arg).group_name]
+        raise AssertionError("a collective without a group")
+
+
+def _num_bytes(value: Any) -> int:
+    leaves = tree_leaves(value)
+    return sum(t.numel() * t.element_size() for t in leaves if isinstance(t, Tensor))
+
+
+def axis_of_group(world: World) -> dict[str, str]:
+    """The name of every process group -> the axis that it joins."""
+    if world.mesh is None or world.host_group is None:
+        return {}
+    assert dist.group.WORLD is not None
+    axes = {dist.group.WORLD.group_name: "world", world.host_group.group_name: "host"}
+    for mesh in (world.expert_mesh, world.data_mesh, world.mesh):
+        if isinstance(mesh, DeviceMesh):
+            for axis in mesh.mesh_dim_names or ():
+                axes[mesh.get_group(axis).group_name] = axis
+    return axes
