@@ -4,6 +4,7 @@ import pytest
 from flavors import flavor_overrides
 
 from titan_recipes.bundle.find import find_bundle
+from titan_recipes.config.resolve import Resolution
 from titan_recipes.errors import ConfigError
 
 TP = "parallelism.tensor_parallel_degree="
@@ -11,7 +12,7 @@ ASYNC = "parallelism.enable_async_tensor_parallel=true"
 COMPILED = "compile.enable=true"
 
 
-def resolved(family: str, *settings: str, gpu: str = "cpu", ranks: int = 4):
+def resolved(family: str, *settings: str, gpu: str = "cpu", ranks: int = 4) -> Resolution:
     plan = (f"plan.gpu='{gpu}'", f"plan.gpus_per_node={ranks}", "training.seq_len=64")
     batch = "training.global_batch_size=-1"
     overrides = [*flavor_overrides(family), *plan, batch, *settings]

@@ -39,7 +39,9 @@ def write_blocks(path: Path, microbatches: int) -> Path:
     return path
 
 
-def test_two_ranks_on_masked_documents_train_and_validate_as_one_process(tmp_path: Path, corpus: Path) -> None:
+def test_two_ranks_on_masked_documents_train_and_validate_as_one_process(
+    tmp_path: Path, corpus: Path
+) -> None:
     held_out = (
         "validation.enable=true",
         "validation.dataset='text'",

@@ -16,6 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from training import rows
 
 from titan_recipes.bundle.find import find_bundle
+from titan_recipes.config.job import Job
 from titan_recipes.trainer.loss import (
     IGNORED,
     summed_cross_entropy,
@@ -31,22 +32,22 @@ BY_OP = ("activation_checkpoint.mode='selective'", "activation_checkpoint.select
 EAGER_GRAPHS = ("compile.enable=true", "compile.backend='aot_eager'")
 
 
+@pytest.mark.slow
 def test_layouts_equal_one_process(tmp_path: Path, corpus: Path) -> None:
     # Latent attention and shared experts; sinks, biases and experts; tied embeddings, soft caps,
     # norms after, heads normed.
     families = ("llama3", "deepseek_v3", "gpt_oss", "gemma3")
-    short = "training.steps=10"
+    short = "training.steps=8"
     train_all(
         tmp_path, {name: parity_job(corpus, *flavor_overrides(name), short) for name in families}
     )
     layouts = {
         "llama3, tp 4": (1, (TP + "4",)),
-        "llama3, tp 2, copies, whole logits": (2, (TP + "2", COPIES, WHOLE_LOGITS)),
         # A compiled block that takes an embedding still under way loses its gradient in silence.
         "llama3, tp 2, compiled": (2, (TP + "2", *EAGER_GRAPHS)),
         "deepseek_v3, tp 2": (2, (TP + "2",)),
-        "gpt_oss, tp 2, recomputed": (2, (TP + "2", *BY_OP)),
-        "gemma3, tp 2": (2, (TP + "2",)),
+        "gpt_oss, tp 2, recomputed, whole logits": (2, (TP + "2", *BY_OP, WHOLE_LOGITS)),
+        "gemma3, tp 2, copies": (2, (TP + "2", COPIES)),
     }
     jobs = {
         name: parity_job(
@@ -59,14 +60,16 @@ def test_layouts_equal_one_process(tmp_path: Path, corpus: Path) -> None:
         assert difference(tmp_path / name.split(",")[0], tmp_path / name) <= 1e-5, name
 
 
+@pytest.mark.slow
 def test_checkpoint_goes_on_under_any_other_layout(tmp_path: Path, corpus: Path) -> None:
-    def job(steps: int, *settings: str, ranks: int = 1, dp: int = 1):
+    def job(steps: int, *settings: str, ranks: int = 1, dp: int = 1) -> Job:
         # 6 heads: of 3 sinks on a rank FSDP keeps 2 and 1.
         sizes = (*flavor_overrides("gpt_oss"), "model.n_heads=6", "model.n_kv_heads=2")
         run = ("checkpoint.enable=true", "lr_scheduler.total_steps=9", f"training.steps={steps}")
         checks = ("validation.enable=true", "validation.freq=9", "validation.steps=2")
-        length = "validation.seq_len=64"
-        return parity_job(corpus, *sizes, *run, *checks, length, *settings, ranks=ranks, dp=dp)
+        # The same 16 sequences at any dp.
+        length = ("validation.seq_len=64", f"validation.local_batch_size={8 // dp}")
+        return parity_job(corpus, *sizes, *run, *checks, *length, *settings, ranks=ranks, dp=dp)
 
     train_all(tmp_path, {"split": job(3, TP + "2", ranks=4, dp=2)})
     shutil.copytree(tmp_path / "split", tmp_path / "joined")
@@ -148,7 +151,8 @@ def test_vocabulary_parallel_loss_on_one_rank_is_cross_entropy(dtype: torch.dtyp
     # Large enough that exp would overflow without the maximum taken out.
     logits = (100 * torch.randn(2, 5, 7, generator=generator)).to(dtype)
     labels = torch.tensor([[0, 6, IGNORED, 3, 2], [IGNORED, 1, 1, 5, 4]])
-    grads, losses = [], []
+    grads: list[torch.Tensor] = []
+    losses: list[torch.Tensor] = []
     for loss_fn in (
         summed_cross_entropy,
         lambda x, y: vocabulary_parallel_cross_entropy(x, y, rank=0, group=group.group_name),

@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
-from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
@@ -51,7 +50,7 @@ def fake_world(job: Job, rank: int) -> Iterator[World]:
         simulated = stack.enter_context(SimulatedDevice())
         stack.enter_context(patched(AllToAllDispatcher, "forward", simulated.balanced))
         if job.plan.gpu != NO_GPU:
-            stack.enter_context(FusedNorms())
+            stack.enter_context(patched(F, "rms_norm", lambda _: _fused_rms_norm))
         yield world
 
 
@@ -106,7 +105,7 @@ class SimulatedDevice(FakeTensorMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is _aten._local_scalar_dense.default and args[0].constant is None:
+        if func is _aten._local_scalar_dense.default and _is_unknown(args[0]):
             return self._scalar(args[0])
         if func is _aten.repeat_interleave.Tensor and self._rows is not None:
             return args[0].new_empty(self._rows * self._ranks)
@@ -121,6 +120,11 @@ class SimulatedDevice(FakeTensorMode):
         return 1.0 if tensor.is_floating_point() else self._rows or 0
 
 
+def _is_unknown(tensor: Tensor) -> bool:
+    """Whether a tensor has no value; small ones written in code keep theirs."""
+    return isinstance(tensor, FakeTensor) and tensor.constant is None
+
+
 def _is_meta(args: Any, kwargs: dict[str, Any]) -> bool:
     """Whether an operator only has to do with plain tensors on the meta device."""
     if (device := kwargs.get("device")) is not None:
@@ -129,16 +133,9 @@ def _is_meta(args: Any, kwargs: dict[str, Any]) -> bool:
     return bool(tensors) and all(type(t) in (Tensor, nn.Parameter) and t.is_meta for t in tensors)
 
 
-class FusedNorms(TorchFunctionMode):
+def _fused_rms_norm(x: Tensor, shape: Any, weight: Tensor, eps: float | None = None) -> Tensor:
     """RMSNorm as CUDA's fused kernel allocates it."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in (F.rms_norm, torch.rms_norm):
-            x, _, weight, *_ = args
-            return FusedRMSNorm.apply(x, weight)
-        return func(*args, **(kwargs or {}))
+    return FusedRMSNorm.apply(x, weight)
 
 
 class FusedRMSNorm(torch.autograd.Function):

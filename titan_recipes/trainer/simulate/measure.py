@@ -14,7 +14,7 @@ from titan_recipes.trainer.data.loader import Batch, TrainingData
 from titan_recipes.trainer.metrics import RankEvents
 from titan_recipes.trainer.parallel.mesh import World
 from titan_recipes.trainer.simulate.collectives import CollectiveCounter, Kind, Traffic
-from titan_recipes.trainer.simulate.memory import STATE, MemoryTracker, Peak
+from titan_recipes.trainer.simulate.memory import CATEGORIES, STATE, MemoryTracker, Peak
 from titan_recipes.trainer.train import Trainer
 
 Say = Callable[[str], None]
@@ -24,13 +24,13 @@ Say = Callable[[str], None]
 class Measured:
     """One rank. start: until the end of the first step; steady: any later one.
 
-    host_bytes: of the state that CPU offload keeps in host memory, which the peaks leave out.
-    collectives: of one steady step, all its passes.
+    host: what CPU offload keeps in host memory and the other two leave out. collectives: of one
+    steady step, all its passes.
     """
 
     start: Peak
     steady: Peak
-    host_bytes: int
+    host: Peak
     collectives: dict[Kind, Traffic]
 
 
@@ -90,12 +90,13 @@ def measure(job: Job, layout: RunLayout, world: World, data: TrainingData, say: 
             trainer.train_step()
             places.append(tracker.now())
             traffic.append(counter.take())
-    elsewhere = STATE if job.training.enable_cpu_offload else ()
-    steady = tracker.peak(places[0], places[-1], elsewhere=elsewhere)
+    offloaded = STATE if job.training.enable_cpu_offload else ()
+    kept = tuple(name for name in CATEGORIES if name not in offloaded)
+    first, last = places[0], places[-1]
     return Measured(
-        start=tracker.peak(0, places[0], elsewhere=elsewhere),
-        steady=steady,
-        host_bytes=sum(steady.parts[name] for name in elsewhere),
+        start=tracker.peak(0, first, elsewhere=offloaded),
+        steady=tracker.peak(first, last, elsewhere=offloaded),
+        host=tracker.peak(first, last, elsewhere=kept),
         collectives=_all_passes(traffic[1], traffic[-1], passes),
     )
 

@@ -209,10 +209,10 @@ class MemoryTracker(TorchDispatchMode):
     def peak(self, begin: int, end: int, *, elsewhere: tuple[str, ...] = ()) -> Peak:
         """The peak between two places of the journal.
 
-        elsewhere: categories that lie in other memory and do not count.
+        elsewhere: categories that do not count.
         """
         alive: Counter[str] = Counter()
-        total, best, best_place = 0, -1, 0
+        total, best, best_place = 0, 0, 0
         for place, (record, change) in enumerate(self._journal[:end], start=1):
             if record.category in elsewhere:
                 continue
@@ -221,4 +221,4 @@ class MemoryTracker(TorchDispatchMode):
                 best, best_place = total, place
         for record, change in self._journal[:best_place]:
             alive[record.category] += change
-        return Peak(best, {name: alive[name] for name in CATEGORIES})
+        return Peak(best, {name: alive[name] for name in CATEGORIES if name not in elsewhere})

@@ -1,0 +1,108 @@
+"""`python -m titan_recipes.trainer.simulate`: ranks of a job, simulated one after the other.
+
+Progress goes to stderr, the answer to stdout. Exit codes: 0 done, whether it fits or not; 2 the
+job, or the ranks asked for, can't be.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from titan_recipes.config.job import Job, decode
+from titan_recipes.config.layout import RunLayout
+from titan_recipes.errors import EXIT_DONE, ConfigError, Problem, TitanRecipesError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="titan-recipes simulate")
+    parser.add_argument("--job", required=True, help="as titan_recipes.config.job.encode writes it")
+    parser.add_argument("--ranks", default="", help="numbers, first, last; separated by commas")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--traceback", action="store_true", help="where a step fails, say all of it")
+    options = parser.parse_args(arguments)
+    try:
+        job = decode(options.job)
+        ranks = chosen_ranks(job, options.ranks)
+        text = _simulate(job, ranks, as_json=options.json, traceback=options.traceback)
+    except TitanRecipesError as error:
+        lines = error.problems if isinstance(error, ConfigError) else (error,)
+        for line in lines:
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    print(text)
+    return EXIT_DONE
+
+
+def chosen_ranks(job: Job, text: str) -> list[int]:
+    """The ranks to simulate; by default the first of the first and of the last pipeline stage.
+
+    Raises ConfigError for one that the job does not have.
+    """
+    size = job.derived.world_size
+    words = {"first": 0, "last": size - size // job.derived.pp}
+    chosen: dict[int, None] = {}
+    for word in (text or "first,last").split(","):
+        name = word.strip()
+        rank = words.get(name, int(name) if name.isdecimal() else size)
+        if rank >= size:
+            cure = f'use 0 to {size - 1}, "first" or "last"'
+            raise ConfigError([Problem("--ranks", "", f'got "{name}"', cure)])
+        chosen[rank] = None
+    return list(chosen)
+
+
+def _simulate(job: Job, ranks: list[int], *, as_json: bool, traceback: bool) -> str:
+    # One small operator after the other: threads would only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _say("importing torch")
+    from titan_recipes.trainer.simulate import report
+    from titan_recipes.trainer.simulate.fake_world import fake_world
+    from titan_recipes.trainer.simulate.measure import BlankData, measurable, measure
+
+    # Of kernels that would be slow, of streams that are not there: not about the job.
+    warnings.simplefilter("ignore")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    job = measurable(job)
+    reports: list[report.RankReport] = []
+    for rank in ranks:
+        started = time.monotonic()
+
+        def say(line: str, rank: int = rank, started: float = started) -> None:
+            _say(f"rank {rank} of {job.derived.world_size}: {line} ({_since(started)})")
+
+        try:
+            with tempfile.TemporaryDirectory() as scratch, fake_world(job, rank) as world:
+                place = report.place_of(world)
+                measured = measure(job, RunLayout(Path(scratch)), world, BlankData(job), say)
+        except TitanRecipesError:
+            raise
+        except Exception as error:
+            if traceback:
+                raise
+            what = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            raise TitanRecipesError(
+                f"rank {rank} of {job.derived.world_size} can't train: {what}; --traceback shows "
+                "where"
+            ) from error
+        reports.append(report.RankReport(rank, place, measured, time.monotonic() - started))
+    if as_json:
+        return json.dumps(report.as_json(job, reports), indent=2)
+    return report.as_text(job, reports)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _since(start: float) -> str:
+    return f"{time.monotonic() - start:.0f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
