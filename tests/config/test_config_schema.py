@@ -22,6 +22,7 @@ OUR_OWN_DEFAULTS = {
     "checkpoint.folder": "checkpoints",
     "metrics.enable_tensorboard": True,
     "debug.seed": 0,
+    "parallelism.pipeline_parallel_expert_parallel_overlap": False,
 }
 UPSTREAM_DEFAULTS = {
     "training.seq_len": 2048,

@@ -118,10 +118,6 @@ def test_notes_say_what_the_pipeline_became() -> None:
             'got "Interleaved"; did you mean "Interleaved1F1B"?',
         ),
         (
-            ("model.tie_embeddings=true",),
-            "2 with model.tie_embeddings; use 1: embedding and output are one matrix",
-        ),
-        (
             (P + "microbatch_size=3",),
             "3 does not divide local_batch_size = 8; use 1, 2, 4 or 8",
         ),

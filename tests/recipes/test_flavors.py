@@ -50,8 +50,7 @@ def test_a_flavor_replaces_all_of_the_debug_recipes_model(family: str) -> None:
 @pytest.mark.parametrize("path", PACKAGED, ids=[path.name for path in PACKAGED])
 def test_a_flavor_has_every_switch_of_its_familys_recipes(path: Any) -> None:
     recipe = Bundle(path).resolve().job.model
-    # A tied model can't be cut into pipeline stages: of the families that tie some sizes and not
-    # others the flavors are untied, and Gemma's tied.
+    # Of the families that tie some sizes and not others the flavors are untied; Gemma's are tied.
     optional = {"tie_embeddings", "converters"}
     # DeepSeek 16B has another router than the rest of its family.
     if path.name == "deepseek_v3_16b":

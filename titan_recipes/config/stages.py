@@ -130,10 +130,6 @@ def pipeline_problems(config: Config, where_of: WhereOf) -> Iterator[Problem]:
     p = config.parallelism
     if p.pipeline_parallel_degree == 1:
         return
-    if config.model.tie_embeddings:
-        got = f"{p.pipeline_parallel_degree} with model.tie_embeddings"
-        cure = "use 1: embedding and output are one matrix, but lie in the first and last stage"
-        yield Problem(where_of(DEGREE), DEGREE, got, cure)
     name = p.pipeline_parallel_schedule
     if not p.pipeline_parallel_schedule_csv and name not in SCHEDULES:
         near = {known.lower(): known for known in SCHEDULES}.get(name.lower(), name)

@@ -198,7 +198,7 @@ def load_model(job: Job, checkpoint: Path, device: torch.device, *, seq_len: int
     model.to_empty(device=device)
     model.tie()
     model.init_buffers()
-    weights = StoredWeights(job, checkpoint)
+    weights = StoredWeights(job.model, checkpoint, job)
     target = model.state_dict()
     for name in weights.names:
         # One at a time: a large model is in memory once.

@@ -69,7 +69,7 @@ def global_grad_norm(
     Squares are summed in float64 on CPU: its float32 `vector_norm` is off by up to 2e-3 on large
     tensors, so that the norm would depend on how they are sharded. Sharded gradients are
     all-reduced over the mesh axes that shard them, replicated ones counted once; pipeline stages
-    hold different parameters, so pp_group adds theirs.
+    hold different parameters, so pp_group adds theirs: give a tied weight of two stages once.
     """
     by_axes: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = defaultdict(list)
     for parameter in parameters:
@@ -86,13 +86,12 @@ def global_grad_norm(
             )
             grad = grad.to_local()
         by_axes[groups].append(_squared_norm(grad))
-    total: Tensor | None = None
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for groups, squares in by_axes.items():
         part = torch.stack(squares).sum().to(device)
         for group in groups:
             dist.all_reduce(part, group=group)
-        total = part if total is None else total + part
-    assert total is not None, "no parameter has a gradient"
+        total += part
     if pp_group is not None:
         dist.all_reduce(total, group=pp_group)
     return total.sqrt().float()

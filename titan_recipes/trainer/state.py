@@ -1,7 +1,8 @@
 """The state of a training run: what a checkpoint holds, taken from and given back to its owners.
 
 The parts of a model (pipeline stages) have names that no other part has, so their states join into
-one flat dict: a checkpoint does not know how the model was split.
+one flat dict: a checkpoint does not know how the model was split. Of a tied weight that two stages
+hold, see `parallel.tied`.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+
+from titan_recipes.trainer.parallel.tied import own_state, stored_name
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 _TRAINED = StateDictOptions(ignore_frozen_params=True)
@@ -53,7 +56,7 @@ def optimizer_state(
 ) -> dict[str, Any]:
     """Flat state of all parts' optimizers; a fresh one takes a step with zero gradients for it."""
     return {
-        name: value
+        stored_name(part, name): value
         for part, optimizer in zip(parts, optimizers, strict=True)
         for name, value in get_optimizer_state_dict(part, optimizer, options=_FLAT).items()
     }
@@ -67,7 +70,7 @@ def load_optimizer_state(
     """Give a loaded flat state to the optimizers; options such as weight decay stay the job's."""
     for part, optimizer in zip(parts, optimizers, strict=True):
         options = [dict(group) for group in optimizer.param_groups]
-        set_optimizer_state_dict(part, optimizer, state, options=_FLAT)
+        set_optimizer_state_dict(part, optimizer, own_state(part, state), options=_FLAT)
         for group, own in zip(optimizer.param_groups, options, strict=True):
             group.update({key: own[key] for key in own if key != "params"})
 

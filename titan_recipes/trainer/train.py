@@ -47,6 +47,7 @@ from titan_recipes.trainer.optimizer import (
 from titan_recipes.trainer.parallel.apply import DTYPES
 from titan_recipes.trainer.parallel.context_parallel import sequence_split, take_part
 from titan_recipes.trainer.parallel.mesh import World, tighten_timeouts
+from titan_recipes.trainer.parallel.tied import counted_parameters
 from titan_recipes.trainer.profiling import profiled
 from titan_recipes.trainer.state import (
     base_state,
@@ -203,7 +204,10 @@ class Trainer:
         local_loss = torch.zeros((), device=self.world.device)
         for batch in batches:
             local_loss += self.forward_backward_step(batch, num_tokens)
-        grad_norm = global_grad_norm(self.parameters, self.world.device, self.pp_group)
+        if self.pipeline is not None:
+            self.pipeline.sum_tied_gradients()
+        counted = counted_parameters(self.model_parts)
+        grad_norm = global_grad_norm(counted, self.world.device, self.pp_group)
         global_loss = self.world.sum_over(local_loss, "dp", "cp", "pp")
         loss, norm = torch.stack([global_loss, grad_norm]).tolist()
         if finite := math.isfinite(loss) and math.isfinite(norm):

@@ -44,8 +44,8 @@ class Parallelism:
     """A schedule read from a CSV file."""
     pipeline_parallel_microbatch_size: Positive = 1
     """Sequences in one microbatch."""
-    pipeline_parallel_expert_parallel_overlap: bool = True
-    """Overlap expert dispatch with compute in DualPipeV."""
+    pipeline_parallel_expert_parallel_overlap: bool = False
+    """Overlap expert dispatch with compute in DualPipeV; not built, so that it must be false."""
     context_parallel_degree: Positive = 1
     """Ranks that split each sequence."""
     context_parallel_load_balancer: Literal["headtail", ""] = "headtail"

@@ -155,6 +155,7 @@ def _export(options: argparse.Namespace) -> int:
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         max_shard_bytes=options.max_shard_size,
         beside=beside,
+        job=job,
     )
     for note in beside.notes:
         print(note)

@@ -18,12 +18,13 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from titan_recipes.config.home import expanded
 from titan_recipes.config.job import Job
 from titan_recipes.config.lora import uses_lora
+from titan_recipes.config.schema import Model
 from titan_recipes.errors import CheckpointError, ConfigError, Problem
 from titan_recipes.trainer.checkpoint import commit
 from titan_recipes.trainer.hf.config import check_config
 from titan_recipes.trainer.hf.key_map import key_map, our_shapes
 from titan_recipes.trainer.hf.weights import Weights
-from titan_recipes.trainer.model.lora import adapter_names, merge_lora
+from titan_recipes.trainer.model.lora import adapter_names, is_adapter, merge_lora
 
 PART = "model."
 """What names of weights begin with in a checkpoint of ours."""
@@ -90,20 +91,21 @@ class _Published:
 class StoredWeights:
     """The model's weights by name, of one type each."""
 
-    def __init__(self, job: Job, path: Path) -> None:
-        """path: a verified checkpoint of the job's. Raises CheckpointError where it, or the base
-        model of its adapters, is of another model."""
-        self._job = job
-        own = _Committed(path)
-        self._base: _Tensors = _open_base(job) if uses_lora(job) else own
-        self._own = own if uses_lora(job) else None
-        wanted = {name: tuple(shape) for name, shape in our_shapes(job.model).items()}
-        _check(self._base.shapes, wanted, "the base model" if self._own else str(path))
+    def __init__(self, sizes: Model, path: Path, job: Job | None = None) -> None:
+        """path: a verified checkpoint. job: whose it is, which a LoRA run's is not read without.
+
+        Raises CheckpointError where it, or the base model of its adapters, is of another model.
+        """
+        self._job = job if job is not None and uses_lora(job) else None
+        self._own = _Committed(path)
+        self._base: _Tensors = self._own if self._job is None else _open_base(self._job)
+        wanted = {name: tuple(shape) for name, shape in our_shapes(sizes).items()}
+        _check(self._base.shapes, wanted, str(path) if self._job is None else "the base model")
         self.names = tuple(wanted)
-        if self._own is not None:
-            adapters = {a for name in wanted for a in adapter_names(name, job)}
-            missing = sorted(adapters - own.shapes.keys() if adapters & own.shapes.keys() else [])
-            if missing or not adapters & own.shapes.keys():
+        if self._job is not None:
+            expected = {adapter for name in wanted for adapter in adapter_names(name, self._job)}
+            found = {name for name in self._own.shapes if is_adapter(name)}
+            if found != expected:
                 raise CheckpointError(f"{path}: not the adapters of this job's [lora] settings")
 
     def dtype(self, name: str) -> torch.dtype:
@@ -113,8 +115,8 @@ class StoredWeights:
     def load(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Some of the weights, with their adapters added."""
         names = list(names)
-        if self._own is None:
-            return self._base.load(names)
+        if self._job is None:
+            return self._own.load(names)
         # Buffers that training changed are in the run's own checkpoint.
         own = {name for name in names if name in self._own.shapes}
         wanted = [name for name in names if name not in own]
@@ -144,4 +146,4 @@ def _check(
     ]
     if problems:
         shown = "\n  ".join(problems[:40])
-        raise CheckpointError(f"{where} is not of this job's model:\n  {shown}")
+        raise CheckpointError(f"{where} is not of this model:\n  {shown}")

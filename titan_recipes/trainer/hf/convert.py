@@ -19,8 +19,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RunLayout
@@ -28,6 +27,7 @@ from titan_recipes.config.schema import Model
 from titan_recipes.errors import CheckpointError, ConfigError, Problem
 from titan_recipes.trainer.checkpoint import commit
 from titan_recipes.trainer.checkpoint.commit import Stored
+from titan_recipes.trainer.checkpoint.weights import PART, StoredWeights
 from titan_recipes.trainer.checkpoint.writer import CommittingWriter
 from titan_recipes.trainer.hf.assets import GENERATION_CONFIG, Beside, find_beside
 from titan_recipes.trainer.hf.config import CONFIG, check_config, config_of
@@ -36,8 +36,6 @@ from titan_recipes.trainer.hf.weights import INDEX, SINGLE, Weights
 
 LINE_SECONDS = 5.0
 MAX_SHARD_BYTES = 5 * 10**9
-PART = "model."
-"""What names of weights begin with in a checkpoint of ours."""
 
 
 class Progress:
@@ -162,6 +160,7 @@ def export_last(job: Job, layout: RunLayout, step: int) -> str:
         dtype=None,
         max_shard_bytes=MAX_SHARD_BYTES,
         beside=beside,
+        job=job,
     )
     return "; ".join([f"exported the last checkpoint to {output}", *beside.notes])
 
@@ -174,29 +173,22 @@ def export_checkpoint(
     dtype: torch.dtype | None,
     max_shard_bytes: int,
     beside: Beside,
+    job: Job | None = None,
 ) -> int:
     """Write a verified checkpoint of ours as folder `output`; returns the bytes of its weights.
 
     dtype: of every weight; None = as they are in the checkpoint (a selection bias stays float32).
+    job: the checkpoint's; a LoRA job's adapters are added to its base model.
     Raises ConfigError where `output` is there already or the family can't say what the model is,
     CheckpointError where the checkpoint is of another model.
     """
     config = beside.config | config_of(sizes)
-    known: dict[str, Any] = FileSystemReader(stored.path).read_metadata().state_dict_metadata
+    weights = StoredWeights(sizes, stored.path, job)
     shapes = our_shapes(sizes)
-    _check_fits(stored, shapes, known)
-    there = {name: known[PART + name].properties.dtype for name in shapes}
-
-    def load(names: Iterable[str]) -> dict[str, Tensor]:
-        state = {name: torch.empty(shapes[name], dtype=there[name]) for name in names}
-        reader = FileSystemReader(stored.path)
-        with _one_process():
-            dcp.load({"model": state}, storage_reader=reader, no_dist=True)
-        return state
-
+    there = {name: weights.dtype(name) for name in shapes}
     keys = key_map(sizes)
     unsaid = [name for name, parts in keys.items() if not parts]
-    if lost := [name for name, value in load(unsaid).items() if value.any()]:
+    if lost := [name for name, value in weights.load(unsaid).items() if value.any()]:
         cure = f"{config['architectures'][0]} has no selection bias; balance by aux_loss_weight"
         raise ConfigError([Problem(str(stored.path), lost[0], "is not zero", cure)])
     sources = _sources(sizes, keys)
@@ -212,7 +204,7 @@ def export_checkpoint(
     weight_map: dict[str, str] = {}
     with _appearing(output) as folder:
         for file, names in _files(layout, max_shard_bytes):
-            state = load({ours for name in names for ours, _ in sources[name]})
+            state = weights.load({ours for name in names for ours, _ in sources[name]})
             tensors = {name: _assembled(layout[name], sources[name], state) for name in names}
             save_file(tensors, folder / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(names, file)
@@ -231,24 +223,6 @@ def export_checkpoint(
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _check_fits(stored: Stored, shapes: dict[str, torch.Size], known: dict[str, Any]) -> None:
-    there = {
-        name.removeprefix(PART): tuple(entry.size)
-        for name, entry in known.items()
-        if name.startswith(PART) and isinstance(entry, TensorStorageMetadata)
-    }
-    problems = [
-        f"{name}: {there.get(name, 'missing')} in the checkpoint, "
-        f"{tuple(shapes[name]) if name in shapes else 'no such tensor'} in the model"
-        for name in sorted({*there, *shapes})
-        if there.get(name) != (tuple(shapes[name]) if name in shapes else None)
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{stored.path} is not of this model:\n  " + "\n  ".join(problems[:40])
-        )
 
 
 def _sources(sizes: Model, keys: KeyMap) -> dict[str, list[tuple[str, Part]]]:

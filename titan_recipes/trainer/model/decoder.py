@@ -71,9 +71,16 @@ class Decoder(nn.Module):
         self.rope = Rope(sizes, seq_len)
         self.tie()
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether output and embedding, both here, are one parameter."""
+        has_both = self.output is not None and self.tok_embeddings is not None
+        return self.sizes.tie_embeddings and has_both
+
     def tie(self) -> None:
-        """Make output and embedding one parameter, where they are; `to_empty` takes them apart."""
-        if self.sizes.tie_embeddings and self.output and self.tok_embeddings:
+        """Make output and embedding one parameter, if they are; `to_empty` takes them apart."""
+        if self.is_tied:
+            assert self.output is not None and self.tok_embeddings is not None
             (self.output.weight,) = self.tok_embeddings.parameters()
 
     def init_buffers(self) -> None:

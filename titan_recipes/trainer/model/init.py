@@ -33,7 +33,10 @@ def init_weights(model: Decoder, seed: int) -> None:
         # Activation checkpointing wraps blocks; the name that seeds a weight must not change.
         name = wrapped_name.replace(_CHECKPOINT_PREFIX, "")
         device = parameter.to_local().device if isinstance(parameter, DTensor) else parameter.device
-        generator = torch.Generator(device).manual_seed(name_seed(seed, name))
+        # A pipeline's last stage has a copy of a tied weight, which begins as the first stage's.
+        is_copy = model.sizes.tie_embeddings and name == "output.weight"
+        own_seed = name_seed(seed, "tok_embeddings.weight" if is_copy else name)
+        generator = torch.Generator(device).manual_seed(own_seed)
         full = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         _fill(full, name, model.sizes, generator)
         if isinstance(parameter, DTensor):

@@ -74,6 +74,11 @@ def merge_lora(model_state: dict[str, Tensor], job: Job) -> dict[str, Tensor]:
     return merged
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name is part of an adapter."""
+    return name.rpartition(".")[2] in (A, B)
+
+
 def adapter_names(name: str, job: Job) -> tuple[str, ...]:
     """The names of the adapters of a weight, by the weight's; () = it has none."""
     module, _, leaf = name.rpartition(".")

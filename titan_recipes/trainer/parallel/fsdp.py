@@ -56,7 +56,7 @@ def apply_fsdp(
     options["mesh"] = mesh
     for block in model.layers.values():
         fully_shard(block, reshard_after_forward=reshard, **options)
-    if not model.sizes.tie_embeddings:
+    if not model.is_tied:
         # A tied matrix is used at both ends: it stays in the root's group.
         if model.tok_embeddings is not None:
             fully_shard(model.tok_embeddings, reshard_after_forward=reshard, **options)

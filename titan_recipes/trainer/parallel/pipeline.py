@@ -38,27 +38,29 @@ from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.parallel.apply import DTYPES
 from titan_recipes.trainer.parallel.mesh import World
 from titan_recipes.trainer.parallel.schedule_csv import read_schedule_csv
+from titan_recipes.trainer.parallel.tied import TiedWeight
 
 _FORWARD = (_ComputationType.FORWARD, _ComputationType.SEND_F, _ComputationType.RECV_F)
 
 
 def split_model(model: Decoder, job: Job, world: World) -> list[Decoder]:
     """This rank's stages of a model on the meta device, in order. Raises ConfigError for a CSV."""
-    modules = stage_modules(job)
-    return [_stage_module(model, modules[stage]) for stage in _own_stages(job, world)]
-
-
-def _own_stages(job: Job, world: World) -> tuple[int, ...]:
     assert world.pp_mesh is not None
-    rank = world.pp_mesh.get_local_rank()
+    modules = stage_modules(job)
+    own = _stages_of_ranks(job)[world.pp_mesh.get_local_rank()]
+    return [_stage_module(model, modules[stage]) for stage in own]
+
+
+def _stages_of_ranks(job: Job) -> list[tuple[int, ...]]:
+    """The stages of each rank of the pipeline, in order."""
     if path := job.parallelism.pipeline_parallel_schedule_csv:
         return read_schedule_csv(
             Path(path),
             ranks=job.derived.pp,
             stages=num_stages(job),
             microbatches=num_microbatches(job),
-        )[rank]
-    return stages_of_rank(job, rank)
+        )
+    return [stages_of_rank(job, rank) for rank in range(job.derived.pp)]
 
 
 def _stage_module(model: Decoder, names: tuple[str, ...]) -> Decoder:
@@ -88,8 +90,15 @@ class Pipeline:
         assert world.pp_mesh is not None
         self._parts, self._device, self._loss_fn = parts, world.device, loss_fn
         self._num_tokens = torch.ones((), device=world.device)
-        stages, own = num_stages(job), _own_stages(job, world)
-        self._has_first, self._has_last = 0 in own, stages - 1 in own
+        stages, of_ranks = num_stages(job), _stages_of_ranks(job)
+        first, last = (
+            next(rank for rank, held in enumerate(of_ranks) if end in held)
+            for end in (0, stages - 1)
+        )
+        rank = world.pp_mesh.get_local_rank()
+        own, self._has_first, self._has_last = of_ranks[rank], rank == first, rank == last
+        is_tied = job.model.tie_embeddings
+        self._tied = TiedWeight(parts, world, first, last) if is_tied else None
         group = world.pp_mesh.get_group()
         pipeline_stages = [
             PipelineStage(part, stage, stages, world.device, group=group, **_shapes(part, job))
@@ -116,6 +125,11 @@ class Pipeline:
         """
         self._num_tokens = num_tokens
         return self._run(self._schedule.step, batch)
+
+    def sum_tied_gradients(self) -> None:
+        """Complete the gradient of a weight that two stages share, after a step's last pass."""
+        if self._tied is not None:
+            self._tied.sum_gradients()
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:

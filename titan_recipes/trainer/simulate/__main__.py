@@ -5,18 +5,25 @@ job, or the ranks asked for, can't be.
 """
 
 import argparse
+import functools
 import json
 import logging
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from titan_recipes.config.job import Job, decode
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.errors import EXIT_DONE, ConfigError, Problem, TitanRecipesError
+
+if TYPE_CHECKING:
+    from titan_recipes.trainer.simulate.report import RankReport
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,48 +67,60 @@ def chosen_ranks(job: Job, text: str) -> list[int]:
 def _simulate(job: Job, ranks: list[int], *, as_json: bool, traceback: bool) -> str:
     # One small operator after the other: threads would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _say("importing torch")
+    run = functools.partial(simulate_rank, job, traceback=traceback)
+    if len(ranks) == 1:
+        reports = [run(ranks[0])]
+    else:
+        # torch keeps what it learned of a mesh for as long as a process lives.
+        with ProcessPoolExecutor(
+            min(len(ranks), os.cpu_count() or 1),
+            mp_context=multiprocessing.get_context("spawn"),
+            max_tasks_per_child=1,
+        ) as pool:
+            reports = list(pool.map(run, ranks))
     from titan_recipes.trainer.simulate import report
-    from titan_recipes.trainer.simulate.fake_world import fake_world
-    from titan_recipes.trainer.simulate.measure import BlankData, measurable, measure
 
-    # Of kernels that would be slow, of streams that are not there: not about the job.
-    warnings.simplefilter("ignore")
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    job = measurable(job)
-    reports: list[report.RankReport] = []
-    for rank in ranks:
-        started = time.monotonic()
-
-        def say(line: str, rank: int = rank, started: float = started) -> None:
-            _say(f"rank {rank} of {job.derived.world_size}: {line} ({_since(started)})")
-
-        try:
-            with tempfile.TemporaryDirectory() as scratch, fake_world(job, rank) as world:
-                place = report.place_of(world)
-                measured = measure(job, RunLayout(Path(scratch)), world, BlankData(job), say)
-        except TitanRecipesError:
-            raise
-        except Exception as error:
-            if traceback:
-                raise
-            what = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            raise TitanRecipesError(
-                f"rank {rank} of {job.derived.world_size} can't train: {what}; --traceback shows "
-                "where"
-            ) from error
-        reports.append(report.RankReport(rank, place, measured, time.monotonic() - started))
     if as_json:
         return json.dumps(report.as_json(job, reports), indent=2)
     return report.as_text(job, reports)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def simulate_rank(job: Job, rank: int, *, traceback: bool) -> "RankReport":
+    """Build one rank and measure its steps. Call it once in a process.
+
+    Raises TitanRecipesError where the job can't be built or run; with `traceback` torch's own.
+    """
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        seconds = time.monotonic() - started
+        head = f"rank {rank} of {job.derived.world_size}"
+        print(f"{head}: {line} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+
+    say("importing torch")
+    from titan_recipes.trainer.simulate.fake_world import fake_world
+    from titan_recipes.trainer.simulate.measure import BlankData, measurable, measure
+    from titan_recipes.trainer.simulate.report import RankReport, place_of
+
+    # Of kernels that would be slow, of streams that are not there: not about the job.
+    warnings.simplefilter("ignore")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    job = measurable(job)
+    try:
+        with tempfile.TemporaryDirectory() as scratch, fake_world(job, rank) as world:
+            measured = measure(job, RunLayout(Path(scratch)), world, BlankData(job), say)
+            return RankReport(rank, place_of(world), measured, time.monotonic() - started)
+    except Exception as error:
+        if traceback or isinstance(error, TitanRecipesError):
+            raise
+        what = f"{type(error).__name__}: {cause_of(error)}"
+        where = f"rank {rank} of {job.derived.world_size}"
+        raise TitanRecipesError(f"{where} can't train: {what}; --traceback says where") from error
 
 
-def _since(start: float) -> str:
-    return f"{time.monotonic() - start:.0f} s"
+def cause_of(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or ["without a word"])[0]
 
 
 if __name__ == "__main__":

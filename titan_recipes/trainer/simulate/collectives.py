@@ -95,7 +95,9 @@ class CollectiveCounter(TorchDispatchMode):
             if isinstance(arg, str) and arg in self._axis:
                 return self._axis[arg]
             if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()):
-                return self._axis[dist.ProcessGroup.unbox(arg).group_name]
+                group = dist.ProcessGroup.unbox(arg)
+                # A group that is no axis says itself what it joins.
+                return self._axis.get(group.group_name) or group.group_desc
         raise AssertionError("a collective without a group")
 
 
