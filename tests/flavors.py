@@ -8,7 +8,7 @@ import json
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 _FOLDER = Path(__file__).parent / "flavors"
 FAMILIES = tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
@@ -25,6 +25,6 @@ def _leaves(prefix: str, table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every value in a table and those below it."""
     for name, value in table.items():
         if isinstance(value, dict):
-            yield from _leaves(f"{prefix}{name}.", value)
+            yield from _leaves(f"{prefix}{name}.", cast(dict[str, Any], value))
         else:
             yield f"{prefix}{name}", value

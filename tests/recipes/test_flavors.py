@@ -1,4 +1,4 @@
-"""The test models of each family: they are what they say, and leave no switch of a recipe untried."""
+"""The small models of each family: they leave no switch of a packaged recipe untried."""
 
 import dataclasses
 import tomllib

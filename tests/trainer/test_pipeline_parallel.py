@@ -17,10 +17,12 @@ from titan_recipes.errors import ConfigError
 from titan_recipes.trainer.parallel.schedule_csv import read_schedule_csv
 
 P = "parallelism.pipeline_parallel_"
+MODULES = "parallelism.module_fqns_per_model_part="
 FOUR_STAGES = (
-    "parallelism.module_fqns_per_model_part=[['tok_embeddings'],"
+    MODULES + "[['tok_embeddings'],"
     " ['layers.0', 'layers.1', 'layers.2'], ['layers.3', 'norm'], ['output']]"
 )
+LAYERS = "'layers.0', 'layers.1', 'layers.2', 'layers.3'"
 RECOMPUTED = "activation_checkpoint.mode='full'"
 
 
@@ -90,6 +92,29 @@ def test_checkpoint_of_a_pipeline_goes_on_in_one_process_and_back(
         for directory in (tmp_path / "c", tmp_path / "d"):
             assert largest_difference(values, column(directory, name)) <= 1e-5
     assert column(tmp_path / "c", "loss") != expected["loss"]
+
+
+@pytest.mark.slow
+def test_tied_embeddings_at_both_ends_equal_one_process(tmp_path: Path, corpus: Path) -> None:
+    tied = ("model.tie_embeddings=true", "training.steps=8")
+    output_alone = f"{MODULES}[['tok_embeddings', {LAYERS}, 'norm'], ['output']]"
+    offloaded = "training.enable_cpu_offload=true"
+    halves = "parallelism.tensor_parallel_degree=2"
+    layouts = {
+        "1F1B, fsdp, output alone": (2, (*pipeline("1F1B"), output_alone)),
+        "1F1B, tp": (1, (*pipeline("1F1B"), halves)),
+        "Interleaved1F1B, fsdp": (2, (*pipeline("Interleaved1F1B"), offloaded)),
+        "ZBVZeroBubble, fsdp": (2, pipeline("ZBVZeroBubble")),
+        "ZBVZeroBubble, tp": (1, (*pipeline("ZBVZeroBubble"), halves)),
+    }
+    train_all(tmp_path, {"one": parity_job(corpus, *tied)})
+    jobs = {
+        name: parity_job(corpus, *tied, *settings, ranks=4, dp=dp)
+        for name, (dp, settings) in layouts.items()
+    }
+    train_all(tmp_path, jobs)
+    for name in jobs:
+        assert difference(tmp_path / "one", tmp_path / name) <= 1e-5, name
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("recipes:list_recipes", "List the recipes there are."),
     "show": ("recipes:show", "Show a recipe: what it is, its plans, its values."),
     "validate": ("recipes:validate", "Check a recipe and its plans, without any hardware."),
+    "simulate": ("simulate:simulate", "Say what memory and traffic a rank will have, on this CPU."),
     "launch": ("launch:launch", "Run a recipe and follow it to its end."),
     "render": ("launch:render", "Write the files of a launch, submit nothing."),
     "runs": ("followup:runs", "List the runs."),

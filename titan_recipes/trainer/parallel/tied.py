@@ -31,10 +31,12 @@ def has_copy(part: nn.Module) -> bool:
 
 def counted_parameters(parts: Sequence[Decoder]) -> list[nn.Parameter]:
     """Every parameter of a rank's parts but a copy, for sums over the whole model."""
-    copies = [
-        p for part in parts if has_copy(part) and part.output for p in part.output.parameters()
+    return [
+        parameter
+        for part in parts
+        for name, parameter in part.named_parameters()
+        if not (has_copy(part) and name == "output.weight")
     ]
-    return [p for part in parts for p in part.parameters() if not any(p is copy for copy in copies)]
 
 
 class TiedWeight:
@@ -51,7 +53,9 @@ class TiedWeight:
             # The pipeline is the slowest axis: these have the same place on all others.
             size = world.size // world.pp_mesh.size()
             pairs = [[first * size + place, last * size + place] for place in range(size)]
-            self._group, _ = dist.new_subgroups_by_enumeration(pairs, group_desc="tied")
+            group, _ = dist.new_subgroups_by_enumeration(pairs, group_desc="tied")
+            assert not isinstance(group, int), "None on a rank that has no copy"
+            self._group = group
 
     @torch.no_grad()
     def sum_gradients(self) -> None:

@@ -7,23 +7,14 @@ job, or the ranks asked for, can't be.
 import argparse
 import functools
 import json
-import logging
 import multiprocessing
 import os
 import sys
-import tempfile
-import time
-import warnings
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from titan_recipes.config.job import Job, decode
-from titan_recipes.config.layout import RunLayout
 from titan_recipes.errors import EXIT_DONE, ConfigError, Problem, TitanRecipesError
-
-if TYPE_CHECKING:
-    from titan_recipes.trainer.simulate.report import RankReport
+from titan_recipes.trainer.simulate.rank import simulate_rank
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--job", required=True, help="as titan_recipes.config.job.encode writes it")
     parser.add_argument("--ranks", default="", help="numbers, first, last; separated by commas")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--traceback", action="store_true", help="where a step fails, say all of it")
+    parser.add_argument(
+        "--traceback", action="store_true", help="where a step fails, say all of it"
+    )
     options = parser.parse_args(arguments)
     try:
         job = decode(options.job)
@@ -83,44 +76,6 @@ def _simulate(job: Job, ranks: list[int], *, as_json: bool, traceback: bool) -> 
     if as_json:
         return json.dumps(report.as_json(job, reports), indent=2)
     return report.as_text(job, reports)
-
-
-def simulate_rank(job: Job, rank: int, *, traceback: bool) -> "RankReport":
-    """Build one rank and measure its steps. Call it once in a process.
-
-    Raises TitanRecipesError where the job can't be built or run; with `traceback` torch's own.
-    """
-    started = time.monotonic()
-
-    def say(line: str) -> None:
-        seconds = time.monotonic() - started
-        head = f"rank {rank} of {job.derived.world_size}"
-        print(f"{head}: {line} ({seconds:.0f} s)", file=sys.stderr, flush=True)
-
-    say("importing torch")
-    from titan_recipes.trainer.simulate.fake_world import fake_world
-    from titan_recipes.trainer.simulate.measure import BlankData, measurable, measure
-    from titan_recipes.trainer.simulate.report import RankReport, place_of
-
-    # Of kernels that would be slow, of streams that are not there: not about the job.
-    warnings.simplefilter("ignore")
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    job = measurable(job)
-    try:
-        with tempfile.TemporaryDirectory() as scratch, fake_world(job, rank) as world:
-            measured = measure(job, RunLayout(Path(scratch)), world, BlankData(job), say)
-            return RankReport(rank, place_of(world), measured, time.monotonic() - started)
-    except Exception as error:
-        if traceback or isinstance(error, TitanRecipesError):
-            raise
-        what = f"{type(error).__name__}: {cause_of(error)}"
-        where = f"rank {rank} of {job.derived.world_size}"
-        raise TitanRecipesError(f"{where} can't train: {what}; --traceback says where") from error
-
-
-def cause_of(error: Exception) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip().splitlines() or ["without a word"])[0]
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ def fake_world(job: Job, rank: int) -> Iterator[World]:
         # Meshes compute their coordinates with tensors, whose values they need.
         for name in ("_concatenate", "_flatten", "_compute_coordinate_on_dim"):
             stack.enter_context(patched(DeviceMesh, name, _with_real_tensors))
+        if job.derived.pp > 1:
+            stack.enter_context(_agreed_stages())
         simulated = stack.enter_context(SimulatedDevice())
         stack.enter_context(patched(AllToAllDispatcher, "forward", simulated.balanced))
         if job.plan.gpu != NO_GPU:
@@ -69,6 +71,18 @@ def patched(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Any]) ->
             setattr(owner, name, kept)
         else:
             delattr(owner, name)
+
+
+def _agreed_stages() -> contextlib.AbstractContextManager[None]:
+    """Pipeline stages vote whether all know their shapes, as ours do; here nobody answers."""
+    from torch.distributed.pipelining.schedules import _PipelineSchedule
+    from torch.distributed.pipelining.stage import InferenceMode
+
+    def agree(schedule: Any, stages: list[Any], *_: Any) -> None:
+        for stage in stages:
+            stage._inference_mode = InferenceMode.STATIC
+
+    return patched(_PipelineSchedule, "_warmup_p2p", lambda _: agree)
 
 
 def _with_real_tensors(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
 """What a simulation found, as tables for people and as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ def verdict(job: Job, report: RankReport) -> str:
     if job.plan.gpu not in GPUS:
         return "unknown"
     memory = GPUS[job.plan.gpu].memory_gib
-    peak = _gib(_highest(report))
+    peak = _highest(report) / 2**30
     if peak * HIGHEST_RESERVE <= memory:
         return "yes"
     return "maybe" if peak * LOWEST_RESERVE <= memory else "no"
@@ -77,82 +77,81 @@ def as_json(job: Job, reports: Sequence[RankReport]) -> dict[str, Any]:
 
 def as_text(job: Job, reports: Sequence[RankReport]) -> str:
     """The tables, and what to make of them."""
+    passes = job.derived.gradient_accumulation_steps
     lines = [
         f"{job.recipe_id}, plan {job.origin.plan}: {job.derived.world_size} x {job.plan.gpu}",
         "",
-        f"Memory at the peak of a steady step, GiB ({2**30:,} bytes)",
+        "memory at the peak of a steady step",
+        *_memory_lines(reports),
+        "",
+        *(_judgement(job, report) for report in reports),
+        "",
+        f"collectives of a steady step of {passes} {'passes' if passes > 1 else 'pass'}",
+        *_traffic_lines(reports),
     ]
-    lines += _aligned([["rank", *_titles(reports)], *_memory_rows(reports)])
-    lines += ["", *(_judgement(job, report) for report in reports), ""]
-    passes = job.derived.gradient_accumulation_steps
-    lines.append(f"Collectives of a steady step (passes: {passes}), each rank's own")
-    lines += _aligned([["rank", "op", "axis", "count", "GiB"], *_traffic_rows(reports)])
     return "\n".join(lines)
 
 
-def _titles(reports: Sequence[RankReport]) -> list[str]:
-    return [_title(report) for report in reports]
+def _memory_lines(reports: Sequence[RankReport]) -> list[str]:
+    found = [report.measured for report in reports]
+    unit, size = _unit(max(m.steady.size for m in found))
+    rows = [[unit, *(_title(report) for report in reports)]]
+    for name in found[0].steady.parts:
+        rows.append([name, *(size(m.steady.parts[name]) for m in found)])
+    rows.append(["peak", *(size(m.steady.size) for m in found)])
+    rows.append(["peak of start and first step", *(size(m.start.size) for m in found)])
+    if any(m.host.size for m in found):
+        rows.append(["in host memory", *(size(m.host.size) for m in found)])
+    return _aligned(rows, texts=1)
 
 
 def _title(report: RankReport) -> str:
     place = [f"{axis} {at}" for axis, at in report.place.items()]
-    return f"{report.rank} ({', '.join(place)})" if place else str(report.rank)
-
-
-def _memory_rows(reports: Sequence[RankReport]) -> list[list[str]]:
-    names = list(reports[0].measured.steady.parts)
-    rows = [
-        [name, *(f"{_gib(r.measured.steady.parts[name]):.2f}" for r in reports)] for name in names
-    ]
-    rows.append(["peak", *(f"{_gib(r.measured.steady.size):.2f}" for r in reports)])
-    rows.append(
-        ["peak of start and first step", *(f"{_gib(r.measured.start.size):.2f}" for r in reports)]
-    )
-    if any(r.measured.host.size for r in reports):
-        rows.append(["in host memory", *(f"{_gib(r.measured.host.size):.2f}" for r in reports)])
-    return rows
+    return f"rank {report.rank} ({', '.join(place)})" if place else f"rank {report.rank}"
 
 
 def _judgement(job: Job, report: RankReport) -> str:
-    peak = _gib(_highest(report))
-    low, high = peak * LOWEST_RESERVE, peak * HIGHEST_RESERVE
-    reserve = f"{peak:.2f} GiB alive; with the allocator's reserve about {low:.1f} to {high:.1f}"
     gpu = GPUS.get(job.plan.gpu)
+    highest = _highest(report)
+    unit, size = _unit(highest)
+    low, high = (size(round(highest * factor)) for factor in (LOWEST_RESERVE, HIGHEST_RESERVE))
+    said = f"{size(highest)} {unit} in use, about {low} to {high} with the allocator's reserve"
     if gpu is None:
-        return f"rank {report.rank}: {reserve} GiB on a GPU"
+        return f"rank {report.rank}: {said} on a GPU"
     words = {"yes": "fits", "maybe": "may or may not fit", "no": "does not fit"}
-    answer = words[verdict(job, report)]
-    return f"rank {report.rank} {answer} {job.plan.gpu} ({gpu.memory_gib:g} GiB): {reserve} GiB"
+    return (
+        f"rank {report.rank} {words[verdict(job, report)]} into the {gpu.memory_gib:g} GiB of "
+        f"{job.plan.gpu}: {said}"
+    )
 
 
 def _highest(report: RankReport) -> int:
     return max(report.measured.steady.size, report.measured.start.size)
 
 
-def _traffic_rows(reports: Sequence[RankReport]) -> list[list[str]]:
-    rows = [
-        [str(report.rank), kind.op, kind.axis, f"{t.count:,}", f"{_gib(t.size):,.3f}"]
-        for report in reports
-        for kind, t in report.measured.collectives.items()
-    ]
-    return rows or [["none"] + ["-"] * 4]
+def _traffic_lines(reports: Sequence[RankReport]) -> list[str]:
+    traffic = [(r.rank, kind, t) for r in reports for kind, t in r.measured.collectives.items()]
+    if not traffic:
+        return ["none: one process"]
+    unit, size = _unit(max(t.size for _, _, t in traffic))
+    rows = [["rank", "operation", "axis", "count", unit]]
+    rows += [[str(rank), k.op, k.axis, f"{t.count:,}", size(t.size)] for rank, k, t in traffic]
+    return _aligned(rows, texts=3)
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
-    """Rows as lines; all columns but the first are flush right, names in a second too."""
+def _unit(largest: int) -> tuple[str, Callable[[int], str]]:
+    """GiB, or MiB where there is less than one, and how to write a size in it."""
+    name, scale = ("GiB", 2**30) if largest >= 2**30 else ("MiB", 2**20)
+    return name, lambda num_bytes: f"{num_bytes / scale:,.2f}"
+
+
+def _aligned(rows: list[list[str]], *, texts: int) -> list[str]:
+    """Rows as lines; the first `texts` columns flush left, the numbers behind them right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if _is_number(cell) else cell.ljust(width)
-            for cell, width in zip(row, widths, strict=True)
+            cell.ljust(width) if place < texts else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
-
-
-def _is_number(cell: str) -> bool:
-    return cell.replace(",", "").replace(".", "").isdigit()
-
-
-def _gib(num_bytes: int) -> float:
-    return num_bytes / 2**30
