@@ -1,6 +1,6 @@
-"""Many jobs trained one after another by one torchrun: a start of the ranks costs more than a case.
+"""Many jobs trained by one torchrun, one after another: starting ranks costs more than a case.
 
-As a script, `torchrun parity.py ROOT NAME...`, it is one rank of that. A case is ROOT/NAME/job.toml.
+As a script, `torchrun parity.py ROOT NAME...`, it is one rank; a case is ROOT/NAME/job.toml.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""Experts on different ranks: the same losses and gradient norms as in one process, and even load."""
+"""Experts on different ranks: the numbers of one process, and even load."""
 
 from pathlib import Path
 
@@ -22,6 +22,7 @@ EXPERTS = (
     " num_dense_layers=1, score_func='sigmoid', load_balance_coeff=1e-3, aux_loss_weight=1e-2}",
 )
 EP = "parallelism.expert_parallel_degree="
+BACKEND = "parallelism.expert_parallel_comm_backend"
 HSDP = "parallelism.data_parallel_replicate_degree=2"
 
 
@@ -32,6 +33,17 @@ def test_experts_on_four_ranks_equal_one_process(tmp_path: Path, corpus: Path) -
         "ep4": (EP + "4",),
         "ep2, copies": (EP + "2", HSDP),
         "ep2, recomputed": (EP + "2", "activation_checkpoint.mode='full'"),
+        "ep4, recomputed by op": (
+            EP + "4",
+            "activation_checkpoint.mode='selective'",
+            "activation_checkpoint.selective_ac_option='op'",
+        ),
+        "ep4, compiled": (
+            EP + "4",
+            "compile.enable=true",
+            "compile.backend='aot_eager'",
+            "activation_checkpoint.mode='full'",
+        ),
     }
     jobs = {
         name: parity_job(corpus, *EXPERTS, *settings, ranks=4, dp=4)
@@ -75,11 +87,20 @@ def test_selection_bias_rises_for_starved_experts_and_falls_for_busy_ones() -> N
         ((EP + "2",), "expert_parallel_degree: got 2, but the model has no experts; use 1"),
         (
             (*EXPERTS, EP + "3"),
-            "3 does not divide num_experts = 8; use 1, 2, 4 or 8",
+            "3 does not divide num_experts = 8; use 1, 2 or 4",
         ),
         (
             (*EXPERTS, EP + "4", HSDP),
             "4 does not divide the dp_shard * cp * tp = 2 ranks of one copy and stage; use 1 or 2",
+        ),
+        (
+            (*EXPERTS, EP + "2", "plan.gpus_per_node=6", "training.local_batch_size=8"),
+            "2 leaves 4 experts to dp_shard * cp * tp / ep = 3 ranks, which divides neither them "
+            "nor their dim = 256 and moe.ffn_dim = 32; use another number of ranks",
+        ),
+        (
+            (*EXPERTS, EP + "4", f"{BACKEND}='deepep'", "training.local_batch_size=2"),
+            'expert_parallel_comm_backend: "deepep" is not supported yet; use "standard"',
         ),
     ],
 )
@@ -90,3 +111,14 @@ def test_degrees_that_experts_or_ranks_do_not_allow_are_refused(
         find_bundle("llama3_debug").resolve(
             overrides=["plan.gpu='cpu'", "plan.gpus_per_node=4", *settings]
         )
+
+
+def test_forced_balance_gives_every_expert_as_many_tokens() -> None:
+    sizes = find_bundle("llama3_debug").resolve().job.model
+    moe = Moe(sizes, MoE(num_experts=4, experts_per_token=3, ffn_dim=8))
+    for parameter in moe.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    moe.init_buffers()
+    moe.router.force_balance = True
+    moe(torch.randn(2, 6, sizes.dim))
+    assert moe.tokens_per_expert_E.tolist() == [9, 9, 9, 9]

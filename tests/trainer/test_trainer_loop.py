@@ -49,7 +49,9 @@ def test_grad_norm_is_exact_on_large_tensors_and_clipping_reaches_it() -> None:
     norm = global_grad_norm(parameters, torch.device("cpu"))
     assert norm.item() == pytest.approx(exact, rel=1e-7)
     clip_grads(parameters, norm, 2 * exact)
-    assert global_grad_norm(parameters, torch.device("cpu")).item() == pytest.approx(exact, rel=1e-7)
+    assert global_grad_norm(parameters, torch.device("cpu")).item() == pytest.approx(
+        exact, rel=1e-7
+    )
     clip_grads(parameters, norm, 1.0)
     assert global_grad_norm(parameters, torch.device("cpu")).item() == pytest.approx(1.0, rel=1e-5)
 

@@ -37,7 +37,7 @@ def simulate(
     traceback: bool,
     as_json: bool,
 ) -> None:
-    """Say what memory a rank of RECIPE will need and what it will send, before any GPU is asked for.
+    """Say what memory a rank of RECIPE will need, and what it will send.
 
     The trainer builds that rank of the whole job here, on tensors without data, and trains a few
     steps. Takes seconds to minutes, under 1 GB of memory, and no GPU.

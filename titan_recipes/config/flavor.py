@@ -110,8 +110,13 @@ def _experts(dim: int, moe: MoE, routed: int) -> int:
 
 def divisors(number: int, limit: int) -> str:
     """'1, 2 or 4': the divisors of `number` up to `limit`, for a cure."""
-    found = [str(d) for d in range(1, min(number, limit) + 1) if number % d == 0]
-    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} or {found[-1]}"
+    return one_of([d for d in range(1, min(number, limit) + 1) if number % d == 0])
+
+
+def one_of(choices: list[int]) -> str:
+    """'1, 2 or 4', from at least one number."""
+    *others, last = map(str, choices)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def flavor_problems(model: Model, where_of: WhereOf) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 
 from titan_recipes.config.datasets import asked_datasets
-from titan_recipes.config.flavor import WhereOf, divisors
+from titan_recipes.config.flavor import WhereOf, divisors, one_of
 from titan_recipes.config.hardware import ANY_GPU, NO_GPU
 from titan_recipes.config.schema import Config, Model
 from titan_recipes.config.stages import pipeline_problems
@@ -113,19 +113,39 @@ def _not_plain(config: Config) -> str:
 def _expert(config: Config, where_of: WhereOf) -> Iterator[Problem]:
     moe, p, plan = config.model.moe, config.parallelism, config.plan
     ep, key = p.expert_parallel_degree, "parallelism.expert_parallel_degree"
-    if ep == 1:
-        return
     if moe is None:
-        yield Problem(where_of(key), key, f"got {ep}, but the model has no experts", "use 1")
+        if ep > 1:
+            yield Problem(where_of(key), key, f"got {ep}, but the model has no experts", "use 1")
         return
-    if moe.num_experts % ep:
-        got = f"{ep} does not divide num_experts = {moe.num_experts}"
-        yield Problem(where_of(key), key, got, f"use {divisors(moe.num_experts, 64)}")
     copies = p.data_parallel_replicate_degree * p.pipeline_parallel_degree
     ranks = max(plan.nodes * plan.gpus_per_node // copies, 1)
-    if ranks % ep:
+    fitting = [
+        degree
+        for degree in range(1, ranks + 1)
+        if ranks % degree == 0
+        and moe.num_experts % degree == 0
+        and _experts_shard(config.model, moe.num_experts // degree, ranks // degree)
+    ]
+    cure = f"use {one_of(fitting)}" if fitting else "use another number of ranks"
+    if moe.num_experts % ep:
+        got = f"{ep} does not divide num_experts = {moe.num_experts}"
+        yield Problem(where_of(key), key, got, cure)
+    elif ranks % ep:
         got = f"{ep} does not divide the dp_shard * cp * tp = {ranks} ranks of one copy and stage"
-        yield Problem(where_of(key), key, got, f"use {divisors(ranks, 64)}")
+        yield Problem(where_of(key), key, got, cure)
+    elif not _experts_shard(config.model, moe.num_experts // ep, ranks // ep):
+        got = (
+            f"{ep} leaves {moe.num_experts // ep} experts to dp_shard * cp * tp / ep = "
+            f"{ranks // ep} ranks, which divides neither them nor their dim = {config.model.dim} "
+            f"and moe.ffn_dim = {moe.ffn_dim}"
+        )
+        yield Problem(where_of(key), key, got, cure)
+
+
+def _experts_shard(model: Model, experts: int, ranks: int) -> bool:
+    """Whether ranks can share so many experts evenly: whole ones, or the rows of each."""
+    assert model.moe is not None
+    return experts % ranks == 0 or (model.moe.ffn_dim % ranks == 0 and model.dim % ranks == 0)
 
 
 def _converters(config: Config, where_of: WhereOf) -> Iterator[Problem]:

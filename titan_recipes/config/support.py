@@ -20,6 +20,7 @@ HONOURED: dict[str, tuple[Any, ...]] = {
     "optimizer.early_step_in_backward": (False,),
     "parallelism.pipeline_parallel_expert_parallel_overlap": (False,),
     "parallelism.expert_tensor_parallel_degree": (1,),
+    "parallelism.expert_parallel_comm_backend": ("standard",),
     "checkpoint.initial_load_in_hf_quantized": (False,),
     "checkpoint.async_mode": ("disabled", "async"),
     "activation_checkpoint.mode": ("none", "full", "selective"),
@@ -123,7 +124,11 @@ DORMANT: tuple[Dormancy, ...] = (
         lambda c: c.plan.gpu != NO_GPU,
         'plan.gpu is "cpu"',
     ),
-    Dormancy(("debug.moe_force_load_balance",), lambda c: False, "the model has no experts"),
+    Dormancy(
+        ("debug.moe_force_load_balance",),
+        lambda c: c.model.moe is not None,
+        "the model has no experts",
+    ),
     Dormancy(
         ("checkpoint.",),
         lambda c: c.checkpoint.enable,
@@ -287,6 +292,9 @@ def contradictions(
     if config.profiling.enable_memory_snapshot and config.plan.gpu == NO_GPU:
         cure = "only CUDA's allocator keeps a history"
         yield clash("profiling.enable_memory_snapshot", 'plan.gpu = "cpu"', cure)
+    if config.training.enable_cpu_offload and config.plan.nodes * config.plan.gpus_per_node == 1:
+        cure = "offload is FSDP's, and one rank has none; use two ranks or more, or leave it out"
+        yield clash("training.enable_cpu_offload", "a job of one rank", cure)
     checkpoint = config.checkpoint
     if checkpoint.load_only and checkpoint.create_seed_checkpoint:
         yield clash("checkpoint.create_seed_checkpoint", "checkpoint.load_only", "keep one")

@@ -15,6 +15,7 @@ from titan_recipes.trainer.model.init import init_weights
 from titan_recipes.trainer.model.lora import add_adapters
 from titan_recipes.trainer.parallel.apply import DTYPES, parallelize
 from titan_recipes.trainer.parallel.context_parallel import sequence_split, take_positions
+from titan_recipes.trainer.parallel.expert_parallel import moe_layers
 from titan_recipes.trainer.parallel.mesh import World
 
 
@@ -36,13 +37,22 @@ def build_model_parts(job: Job, world: World) -> list[Decoder]:
         parts = split_model(model, job, world)
     for part in parts:
         parallelize(part, job, world)
-        # With CPU offload FSDP moves what it gathers, and the buffers at the first forward.
         part.to_empty(device="cpu" if job.training.enable_cpu_offload else world.device)
+        move_buffers(part, world.device)
         part.tie()
-        init_weights(part, job.debug.seed)
+        init_weights(part, job.debug.seed, world.device)
+        for moe in moe_layers(part):
+            moe.router.force_balance = job.debug.moe_force_load_balance
         take_positions(part, sequence_split(job, world))
         part.train()
     return parts
+
+
+def move_buffers(part: Decoder, device: torch.device) -> None:
+    """Materialize every buffer where it is computed with: CPU offload moves only parameters."""
+    for module in part.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device=device))
 
 
 def introduction(job: Job, world: World) -> list[str]:

@@ -10,7 +10,7 @@ summed over passes and ranks: the same numbers however the batch is split.
 import contextlib
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict
 from typing import Any
 
@@ -390,7 +390,7 @@ class Trainer:
             self.say(export_last(self.job, self.layout, self.step))
 
     @contextlib.contextmanager
-    def closed_on_fault(self) -> Iterator[None]:
+    def closed_on_fault(self) -> Generator[None]:
         """Finish the save under way before a fault that ends the run for good is told."""
         try:
             yield

@@ -155,6 +155,9 @@ class Model:
     """ours: the same for the logits; 0 = none."""
     attention_sinks: bool = False
     """ours: each head has a learned logit that takes part in the softmax (gpt-oss)."""
+    attention_backend: Literal["sdpa", "flex", "varlen"] = "sdpa"
+    """ours: what computes attention where more than causality is asked: "sdpa" with S x S masks,
+    "flex" FlexAttention, "varlen" FlashAttention for packed documents; see docs/attention.md."""
     sliding_window: NonNegative = 0
     """ours: a token sees itself and the sliding_window - 1 before it; 0 = all before it."""
     global_every: NonNegative = 0

@@ -1,11 +1,13 @@
 """Attention's projections: grouped-query (arXiv:2305.13245) and latent (arXiv:2405.04434).
 
-Both end in the same `core`. Head counts are left to views (-1): under tensor parallelism a rank
+Both end in the same `core`, whose mask is made once for many layers. Head counts are left to views (-1): under tensor parallelism a rank
 holds N / tp heads.
 
 Shapes: B batch, S sequence, D model, N query heads, K key and value heads, H query and key head,
 R its rotated part, V value head, L latent.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +22,26 @@ from titan_recipes.trainer.model.rope import apply_rope, score_temperature
 def build_core(sizes: Model, layer: int) -> AttentionCore:
     """The core of a layer; with a sliding window, each global_every-th layer sees everything."""
     scale = sizes.attention_scale or sizes.head_dim**-0.5
-    return AttentionCore(
+    return core_type(sizes.attention_backend)(
         scale=scale * score_temperature(sizes.rope_scaling),
         soft_cap=sizes.attention_soft_cap,
         window=layer_window(sizes, layer),
+        has_sinks=sizes.attention_sinks,
     )
+
+
+def core_type(backend: str) -> type[AttentionCore]:
+    """The core of model.attention_backend."""
+    # Imported here, as both start torch's compiler, which other jobs can do without.
+    if backend == "flex":
+        from titan_recipes.trainer.model.flex_core import FlexCore
+
+        return FlexCore
+    if backend == "varlen":
+        from titan_recipes.trainer.model.varlen_core import VarlenCore
+
+        return VarlenCore
+    return AttentionCore
 
 
 class GroupedQueryAttention(nn.Module):
@@ -43,7 +60,7 @@ class GroupedQueryAttention(nn.Module):
         self.sinks = nn.Parameter(torch.zeros(sizes.n_heads)) if sizes.attention_sinks else None
         self.core = build_core(sizes, layer)
 
-    def forward(self, x_BSD: Tensor, rope_SH: Tensor, documents_BS: Tensor | None = None) -> Tensor:
+    def forward(self, x_BSD: Tensor, rope_SH: Tensor, mask: Any = None) -> Tensor:
         q_BSNH = self.wq(x_BSD).unflatten(-1, (-1, self.head_dim))
         k_BSKH = self.wk(x_BSD).unflatten(-1, (-1, self.head_dim))
         v_BSKH = self.wv(x_BSD).unflatten(-1, (-1, self.head_dim))
@@ -52,7 +69,7 @@ class GroupedQueryAttention(nn.Module):
         q_BNSH = apply_rope(q_BSNH, rope_SH).transpose(1, 2)
         k_BKSH = apply_rope(k_BSKH, rope_SH).transpose(1, 2)
         v_BKSH = v_BSKH.transpose(1, 2)
-        out_BNSH = self.core(q_BNSH, k_BKSH, v_BKSH, documents_BS, self.sinks)
+        out_BNSH = self.core(q_BNSH, k_BKSH, v_BKSH, mask, self.sinks)
         return self.wo(out_BNSH.transpose(1, 2).flatten(-2))
 
 
@@ -85,7 +102,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.wo = nn.Linear(sizes.n_heads * mla.v_head_dim, sizes.dim, bias=False)
         self.core = build_core(sizes, layer)
 
-    def forward(self, x_BSD: Tensor, rope_SR: Tensor, documents_BS: Tensor | None = None) -> Tensor:
+    def forward(self, x_BSD: Tensor, rope_SR: Tensor, mask: Any = None) -> Tensor:
         plain, rotated = self.plain_head_dim, self.rope_head_dim
         query = self.wq_b(self.q_a_norm(self.wq_a(x_BSD))) if self.q_lora_rank else self.wq(x_BSD)
         q_BSNH = query.unflatten(-1, (-1, self.head_dim))
@@ -100,7 +117,7 @@ class MultiHeadLatentAttention(nn.Module):
         k_BSNH = torch.cat([k_plain, k_rotated_BSNR], dim=-1)
 
         q_BNSH, k_BNSH, v_BNSV = (x.transpose(1, 2) for x in (q_BSNH, k_BSNH, v_BSNV))
-        out_BNSV = self.core(q_BNSH, k_BNSH, v_BNSV, documents_BS)
+        out_BNSV = self.core(q_BNSH, k_BNSH, v_BNSV, mask)
         return self.wo(out_BNSV.transpose(1, 2).flatten(-2))
 
 

@@ -1,10 +1,15 @@
 """The parameterless heart of attention: which keys a query sees, and the softmax over them.
 
-Context parallelism replaces this module by one with the same forward.
+What a layer sees beyond causality is said by a mask. A core makes its own kind (`mask`), the
+decoder keeps one for all layers with the same window, and `forward` takes it back: [S, S] booleans
+here, blocks in `flex_core`, borders of documents in `varlen_core`. Context parallelism and the
+cache of keys replace cores by others with the same two functions.
 
 Shapes: B batch, S queries, T keys, N query heads, K key and value heads, G = N / K, H query
 and key width, V value width.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,24 +20,38 @@ class AttentionCore(nn.Module):
     """Causal softmax attention. Head counts come from the tensors: tensor parallelism splits them.
 
     scale: factor on query-key products. soft_cap: scores x become cap * tanh(x / cap); 0 = none.
-    window: a query sees itself and the window - 1 tokens before it; 0 = all before it.
+    window: a query sees itself and the window - 1 tokens before it; 0 = all before it. has_sinks:
+    `forward` is given sinks.
     """
 
-    def __init__(self, *, scale: float, soft_cap: float, window: int) -> None:
+    def __init__(
+        self, *, scale: float, soft_cap: float, window: int, has_sinks: bool = False
+    ) -> None:
         super().__init__()
         self.scale, self.soft_cap, self.window = scale, soft_cap, window
+        self.has_sinks = has_sinks
+
+    def mask(self, seq_len: int, documents_BS: Tensor | None, device: torch.device) -> Any:
+        """What `forward` needs to know for seq_len queries; None = nothing but causality.
+
+        documents_BS: document number of each token, which sees only its own.
+        """
+        if self.is_plain(seq_len, documents_BS):
+            return None
+        tokens = range(seq_len)
+        return visible_keys(tokens, tokens, self.window, documents_BS, device)
 
     def forward(
         self,
         q_BNSH: Tensor,
         k_BKSH: Tensor,
         v_BKSV: Tensor,
-        documents_BS: Tensor | None = None,
+        mask: Any = None,
         sinks_N: Tensor | None = None,
     ) -> Tensor:
-        """out_BNSV. documents_BS: document number of each token, which sees only its own."""
-        seq_len = q_BNSH.shape[2]
-        if self.is_plain(seq_len, documents_BS, sinks_N):
+        """out_BNSV. mask: of `self.mask`, for as many queries."""
+        assert self.has_sinks == (sinks_N is not None)
+        if mask is None:
             return F.scaled_dot_product_attention(
                 q_BNSH,
                 k_BKSH,
@@ -41,14 +60,12 @@ class AttentionCore(nn.Module):
                 scale=self.scale,
                 enable_gqa=q_BNSH.shape[1] != k_BKSH.shape[1],
             )
-        tokens = range(seq_len)
-        mask_BSS = visible_keys(tokens, tokens, self.window, documents_BS, q_BNSH.device)
-        return self.masked(q_BNSH, k_BKSH, v_BKSV, mask_BSS, sinks_N)
+        return self.masked(q_BNSH, k_BKSH, v_BKSV, mask, sinks_N)
 
-    def is_plain(self, seq_len: int, documents_BS: Tensor | None, sinks_N: Tensor | None) -> bool:
+    def is_plain(self, seq_len: int, documents_BS: Tensor | None) -> bool:
         """Whether nothing but causality is asked, which fused kernels know without a mask."""
         unwindowed = self.window == 0 or self.window >= seq_len
-        return unwindowed and not self.soft_cap and sinks_N is None and documents_BS is None
+        return unwindowed and not self.soft_cap and not self.has_sinks and documents_BS is None
 
     def masked(
         self,
@@ -84,13 +101,17 @@ class AttentionCore(nn.Module):
             scores_BKGST = self.soft_cap * torch.tanh(scores_BKGST / self.soft_cap)
         scores_BKGST = scores_BKGST.masked_fill(~mask_BST[:, None, None], -torch.inf)
         shares_BKGST = scores_BKGST.softmax(dim=-1).type_as(v_BKTV)
-        out_BKGSV = shares_BKGST @ v_BKTV.unsqueeze(2)
-        if sinks_N is not None:
-            # A sink is one more logit with nothing behind it: exp(s) joins the denominator.
-            total_BKGS1 = scores_BKGST.logsumexp(dim=-1, keepdim=True)
-            sinks_KG11 = sinks_N.float().unflatten(0, grouped)[..., None, None]
-            out_BKGSV = out_BKGSV * torch.sigmoid(total_BKGS1 - sinks_KG11).type_as(v_BKTV)
-        return out_BKGSV.flatten(1, 2)
+        out_BNSV = (shares_BKGST @ v_BKTV.unsqueeze(2)).flatten(1, 2)
+        if sinks_N is None:
+            return out_BNSV
+        return with_sinks(out_BNSV, scores_BKGST.logsumexp(dim=-1).flatten(1, 2), sinks_N)
+
+
+def with_sinks(out_BNSV: Tensor, lse_BNS: Tensor, sinks_N: Tensor) -> Tensor:
+    """Attention as if each head had one more key of this logit and no value: exp(sink) joins the
+    denominator, whose logarithm without it is lse."""
+    share_BNS = torch.sigmoid(lse_BNS - sinks_N.float()[:, None])
+    return out_BNSV * share_BNS.unsqueeze(-1).type_as(out_BNSV)
 
 
 def visible_keys(
@@ -100,14 +121,14 @@ def visible_keys(
 
     documents_BS: of the whole sequences.
     """
-    query_S = torch.arange(queries.start, queries.stop, device=device)
+    # Only booleans are ever S x T: distances as numbers would take 8 times as much.
+    query_S1 = torch.arange(queries.start, queries.stop, device=device).unsqueeze(1)
     key_T = torch.arange(keys.start, keys.stop, device=device)
-    distance_ST = query_S[:, None] - key_T
-    mask_ST = distance_ST >= 0
+    mask_ST = query_S1 >= key_T
     if window:
-        mask_ST = mask_ST & (distance_ST < window)
+        mask_ST &= query_S1 - window < key_T
     if documents_BS is None:
         return mask_ST.unsqueeze(0)
     query_BS = documents_BS[:, queries.start : queries.stop]
     key_BT = documents_BS[:, keys.start : keys.stop]
-    return mask_ST & (query_BS[:, :, None] == key_BT[:, None, :])
+    return (query_BS[:, :, None] == key_BT[:, None, :]).logical_and_(mask_ST)

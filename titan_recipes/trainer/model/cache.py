@@ -22,34 +22,42 @@ class CachedCore(nn.Module):
     def __init__(self, local: AttentionCore, length: int) -> None:
         """length: tokens there is room for."""
         super().__init__()
-        self.local, self.length, self.seen = local, length, 0
+        self.local, self.window, self.length, self.seen = local, local.window, length, 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
+
+    def mask(
+        self, seq_len: int, documents_BS: Tensor | None, device: torch.device
+    ) -> Tensor | None:
+        """bool [1, S, T] for the next seq_len tokens; None = the first ones, or one that sees all."""
+        assert documents_BS is None, "one text has one document"
+        total = self.seen + seq_len
+        if self.local.is_plain(total, None) and (self.seen == 0 or seq_len == 1):
+            return None
+        return visible_keys(range(self.seen, total), range(total), self.window, None, device)
 
     def forward(
         self,
         q_BNSH: Tensor,
         k_BKSH: Tensor,
         v_BKSV: Tensor,
-        documents_BS: Tensor | None = None,
+        mask: Tensor | None = None,
         sinks_N: Tensor | None = None,
     ) -> Tensor:
         """out_BNSV of the new tokens, which see all before them."""
-        assert documents_BS is None, "one text has one document"
         new = q_BNSH.shape[2]
         first, self.seen = self.seen, self.seen + new
         k_BKTH, v_BKTV = self._keep(k_BKSH, v_BKSV, first)
-        if first == 0:
-            return self.local(q_BNSH, k_BKSH, v_BKSV, None, sinks_N)
-        if new == 1 and self.local.is_plain(self.seen, None, sinks_N):
-            grouped = q_BNSH.shape[1] != k_BKTH.shape[1]
-            return F.scaled_dot_product_attention(
-                q_BNSH, k_BKTH, v_BKTV, scale=self.local.scale, enable_gqa=grouped
-            )
-        mask_BST = visible_keys(
-            range(first, self.seen), range(self.seen), self.local.window, None, q_BNSH.device
+        if mask is not None:
+            return self.local.masked(q_BNSH, k_BKTH, v_BKTV, mask, sinks_N)
+        return F.scaled_dot_product_attention(
+            q_BNSH,
+            k_BKTH,
+            v_BKTV,
+            is_causal=new > 1,
+            scale=self.local.scale,
+            enable_gqa=q_BNSH.shape[1] != k_BKTH.shape[1],
         )
-        return self.local.masked(q_BNSH, k_BKTH, v_BKTV, mask_BST, sinks_N)
 
     def _keep(self, k_BKSH: Tensor, v_BKSV: Tensor, first: int) -> tuple[Tensor, Tensor]:
         if self.keys is None or self.values is None:

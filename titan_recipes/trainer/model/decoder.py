@@ -8,6 +8,7 @@ Shapes: B batch, S sequence, D model, H rotated part of a head, V vocabulary.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +40,9 @@ class Block(nn.Module):
             self.post_attention_norm = build_norm(sizes, sizes.dim)
             self.post_ffn_norm = build_norm(sizes, sizes.dim)
 
-    def forward(self, x_BSD: Tensor, rope_SH: Tensor, documents_BS: Tensor | None = None) -> Tensor:
-        """rope_SH: this layer's table, of at least S rows."""
-        added_BSD = self.attention(self.attention_norm(x_BSD), rope_SH, documents_BS)
+    def forward(self, x_BSD: Tensor, rope_SH: Tensor, mask: Any = None) -> Tensor:
+        """rope_SH: this layer's table, of at least S rows. mask: of its attention's core."""
+        added_BSD = self.attention(self.attention_norm(x_BSD), rope_SH, mask)
         h_BSD = x_BSD + (self.post_attention_norm(added_BSD) if self.post_norms else added_BSD)
         feed_forward = self.moe if self.has_moe else self.feed_forward
         added_BSD = feed_forward(self.ffn_norm(h_BSD))
@@ -90,6 +91,16 @@ class Decoder(nn.Module):
             if isinstance(module, Rope | Moe):
                 module.init_buffers()
 
+    def masks(self, x: Tensor, documents_BS: Tensor | None) -> list[Any]:
+        """What each layer's attention sees, of `AttentionCore.mask`: one for all that are alike."""
+        # Under tensor parallelism hidden states are a part of the sequence; tables are as long as
+        # the sequences that a later stage gets.
+        seq_len = x.shape[1] if self.tok_embeddings is not None else len(self.rope.table_SH)
+        cores: list[Any] = [layer.attention.core for layer in self.layers.values()]
+        made = {core.window: core for core in cores}
+        masks = {w: core.mask(seq_len, documents_BS, x.device) for w, core in made.items()}
+        return [masks[core.window] for core in cores]
+
     def forward(self, x: Tensor, documents_BS: Tensor | None = None) -> Tensor:
         """logits_BSV, or the hidden states h_BSD of a stage that is not the last.
 
@@ -101,8 +112,9 @@ class Decoder(nn.Module):
             h_BSD = self.tok_embeddings(x)
             if self.sizes.scale_embeddings:
                 h_BSD = h_BSD * math.sqrt(self.sizes.dim)
-        for name, layer in self.layers.items():
-            h_BSD = layer(h_BSD, self.rope(int(name)), documents_BS)
+        masks = self.masks(x, documents_BS)
+        for (name, layer), mask in zip(self.layers.items(), masks, strict=True):
+            h_BSD = layer(h_BSD, self.rope(int(name)), mask)
         if self.norm is not None:
             h_BSD = self.norm(h_BSD)
         if self.output is None:

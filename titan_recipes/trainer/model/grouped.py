@@ -66,3 +66,6 @@ def _backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor, Tensor, None]:
 
 
 looped_mm.register_autograd(_backward, setup_context=_keep)
+
+LOOPED_MM = torch.ops.titan_recipes.looped_mm.default
+"""As selective activation checkpointing meets it."""

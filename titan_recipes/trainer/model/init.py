@@ -21,8 +21,11 @@ RESIDUAL = ("wo", "w2")
 
 
 @torch.no_grad()
-def init_weights(model: Decoder, seed: int) -> None:
+def init_weights(model: Decoder, seed: int, device: torch.device | None = None) -> None:
     """Fill every parameter and buffer of a materialized model, in place.
+
+    device: where the numbers are drawn, for parameters that CPU offload keeps elsewhere: CPU and
+    GPU draw different ones. None = where each parameter is.
 
     Normal with std 1 for the embedding; truncated normal with std 0.02 for matrices, those that
     write to the residual stream scaled by 1 / sqrt(2 (layer + 1)), and dim ** -0.5 for the output,
@@ -32,17 +35,17 @@ def init_weights(model: Decoder, seed: int) -> None:
     for wrapped_name, parameter in model.named_parameters():
         # Activation checkpointing wraps blocks; the name that seeds a weight must not change.
         name = wrapped_name.replace(_CHECKPOINT_PREFIX, "")
-        device = parameter.to_local().device if isinstance(parameter, DTensor) else parameter.device
         # A pipeline's last stage has a copy of a tied weight, which begins as the first stage's.
         is_copy = model.sizes.tie_embeddings and name == "output.weight"
         own_seed = name_seed(seed, "tok_embeddings.weight" if is_copy else name)
-        generator = torch.Generator(device).manual_seed(own_seed)
-        full = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+        target = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        generator = torch.Generator(device or target.device).manual_seed(own_seed)
+        full = torch.empty(parameter.shape, dtype=parameter.dtype, device=generator.device)
         _fill(full, name, model.sizes, generator)
         if isinstance(parameter, DTensor):
             mesh, placements = parameter.device_mesh, parameter.placements
-            full = distribute_tensor(full, mesh, placements, src_data_rank=None)
-        parameter.copy_(full)
+            full = distribute_tensor(full, mesh, placements, src_data_rank=None).to_local()
+        target.copy_(full)
     model.init_buffers()
 
 

@@ -27,6 +27,8 @@ class Router(nn.Module):
     def __init__(self, dim: int, moe: MoE) -> None:
         super().__init__()
         self.moe = moe
+        self.force_balance = False
+        """For measurements: experts take turns, whatever the scores."""
         self.gate = nn.Linear(dim, moe.num_experts, bias=moe.router_bias)
         has_bias = moe.load_balance_coeff > 0 or moe.score_func == "sigmoid"
         bias = torch.zeros(moe.num_experts) if has_bias else None
@@ -47,6 +49,10 @@ class Router(nn.Module):
     def choose(self, scores_BSE: Tensor) -> Tensor:
         """experts_BSK: the best by score and selection bias, out of the best groups."""
         moe = self.moe
+        if self.force_balance:
+            B, S, E = scores_BSE.shape
+            turns = torch.arange(B * S * moe.experts_per_token, device=scores_BSE.device)
+            return (turns % E).view(B, S, -1)
         if self.selection_bias is not None:
             scores_BSE = scores_BSE + self.selection_bias
         if moe.num_groups > 1:

@@ -12,10 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    SAC_IGNORED_OPS,
+    CheckpointPolicy,
+    create_selective_checkpoint_contexts,
+)
 
 from titan_recipes.config.schema import ActivationCheckpoint
 from titan_recipes.trainer.model.decoder import Decoder
+from titan_recipes.trainer.model.grouped import LOOPED_MM
 from titan_recipes.trainer.parallel.context_parallel import CONTEXT_PARALLEL_ATTENTION
 
 _aten = torch.ops.aten
@@ -23,12 +28,24 @@ _aten = torch.ops.aten
 SAVED_OPS = frozenset(
     {
         _aten.mm.default,
+        _aten._grouped_mm.default,
+        LOOPED_MM,
         _aten._scaled_dot_product_flash_attention.default,
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,
         _aten._scaled_dot_product_flash_attention_for_cpu.default,
         CONTEXT_PARALLEL_ATTENTION,
         torch.ops._c10d_functional.reduce_scatter_tensor.default,
+        torch.ops._c10d_functional.all_to_all_single.default,
+    }
+)
+
+
+# Labels for the profiler, which FSDP writes a different number of times when a block is recomputed.
+SAC_IGNORED_OPS.update(
+    {
+        torch.ops.profiler._record_function_enter_new.default,
+        torch.ops.profiler._record_function_exit._RecordFunction,
     }
 )
 

@@ -127,29 +127,45 @@ class ContextParallelCore(nn.Module):
         self, local: AttentionCore, split: SequenceSplit, group_name: str, *, ring: bool
     ) -> None:
         super().__init__()
-        self.local, self.split, self.group_name, self.ring = local, split, group_name, ring
+        self.local, self.window, self.ring = local, local.window, ring
+        self.split, self.group_name = split, group_name
+
+    def mask(
+        self, seq_len: int, documents_BT: Tensor | None, device: torch.device
+    ) -> list[Tensor] | None:
+        """For each of this rank's spans its mask_BST; documents_BT: of the whole sequences, as
+        `take_part` leaves them."""
+        whole = self.split.cp * seq_len
+        if self.local.is_plain(whole, documents_BT):
+            return None
+        assert not self.ring, "config.splits refuses what ring attention can't mask"
+        return [
+            visible_keys(queries, self.keys(queries), self.window, documents_BT, device)
+            for queries in self.split.spans(whole)
+        ]
+
+    def keys(self, queries: range) -> range:
+        """What any of these queries may see."""
+        oldest = max(0, queries.start - self.window + 1) if self.window else 0
+        return range(oldest, queries.stop)
 
     def forward(
         self,
         q_BNSH: Tensor,
         k_BKSH: Tensor,
         v_BKSV: Tensor,
-        documents_BT: Tensor | None = None,
+        masks: list[Tensor] | None = None,
         sinks_N: Tensor | None = None,
     ) -> Tensor:
-        """out_BNSV. documents_BT: of the whole sequences, as `take_part` leaves them."""
-        seq_len = self.split.cp * q_BNSH.shape[2]
-        if self.local.is_plain(seq_len, documents_BT, sinks_N):
+        """out_BNSV. masks: of `self.mask`."""
+        if masks is None:
             options = (self.local.scale, self.group_name, self.split.headtail, self.ring)
             return causal_attention(q_BNSH, k_BKSH, v_BKSV, *options)[0]
-        assert not self.ring, "config.splits refuses what ring attention can't mask"
         k_BKTH, v_BKTV = (self.gathered(x) for x in (k_BKSH, v_BKSV))
-        window, parts = self.local.window, list[Tensor]()
-        spans = self.split.spans(seq_len)
-        for queries, q in zip(spans, q_BNSH.chunk(len(spans), dim=2), strict=True):
-            oldest = max(0, queries.start - window + 1) if window else 0
-            keys = range(oldest, queries.stop)
-            mask_BST = visible_keys(queries, keys, window, documents_BT, q.device)
+        spans, parts = self.split.spans(k_BKTH.shape[2]), list[Tensor]()
+        queries_BNSH = q_BNSH.chunk(len(spans), dim=2)
+        for queries, q, mask_BST in zip(spans, queries_BNSH, masks, strict=True):
+            keys = self.keys(queries)
             k, v = (x[:, :, keys.start : keys.stop] for x in (k_BKTH, v_BKTV))
             parts.append(self.local.masked(q, k, v, mask_BST, sinks_N))
         return torch.cat(parts, dim=2)

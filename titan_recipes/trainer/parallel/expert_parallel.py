@@ -84,7 +84,7 @@ class AllToAllDispatcher(nn.Module):
         received_PL = received_E.view(ep, -1)
         num_local = received_PL.shape[1]
         expert_of_run = torch.arange(num_local, device=x_TD.device).repeat(ep)
-        expert_T = expert_of_run.repeat_interleave(received_E)
+        expert_T = expert_of_run.repeat_interleave(received_E, output_size=len(x_TD))
         order_T = expert_T.argsort(stable=True)
         place_T = order_T.argsort()
         sorted_TD = Rearrange.apply(x_TD, order_T, place_T, 1)

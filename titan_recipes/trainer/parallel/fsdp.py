@@ -50,9 +50,8 @@ def apply_fsdp(
     if offload:
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     reshard = reshard_after_forward != "never"
-    if expert_mesh is not None:
-        for moe in moe_layers(model):
-            shard_experts(moe, expert_mesh, reshard_after_forward=reshard, **options)
+    for moe in moe_layers(model):
+        shard_experts(moe, expert_mesh or mesh, reshard_after_forward=reshard, **options)
     options["mesh"] = mesh
     for block in model.layers.values():
         fully_shard(block, reshard_after_forward=reshard, **options)
@@ -72,8 +71,10 @@ def apply_fsdp(
 
 
 def shard_experts(moe: Moe, mesh: DeviceMesh, **options: Any) -> None:
-    """Shard a layer's experts over a mesh of their own: by expert, or where there are too few by
-    the rows of each."""
+    """Shard a layer's experts: by expert, or where these do not divide by the rows of each.
+
+    Padded, 8 experts on 64 ranks would leave 56 ranks without any, and gather 8 times as much.
+    """
     num_local = moe.experts.w1.shape[0]
     if isinstance(moe.experts.w1, DTensor):
         num_local = moe.experts.w1.to_local().shape[0]

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 from titan_recipes.config.job import Job, decode
 from titan_recipes.errors import EXIT_DONE, ConfigError, Problem, TitanRecipesError
@@ -70,7 +71,12 @@ def _simulate(job: Job, ranks: list[int], *, as_json: bool, traceback: bool) -> 
             mp_context=multiprocessing.get_context("spawn"),
             max_tasks_per_child=1,
         ) as pool:
-            reports = list(pool.map(run, ranks))
+            try:
+                reports = list(pool.map(run, ranks))
+            except BrokenProcessPool as error:
+                raise TitanRecipesError(
+                    "a simulated rank was killed, perhaps for want of memory; try one: --rank 0"
+                ) from error
     from titan_recipes.trainer.simulate import report
 
     if as_json:

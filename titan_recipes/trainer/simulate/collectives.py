@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from titan_recipes.trainer.parallel.mesh import World
+from titan_recipes.trainer.simulate.memory import operator_name
 
 NAMES = {
     "c10d::_allgather_base_": "all_gather",
@@ -83,7 +84,7 @@ class CollectiveCounter(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented
         out = func(*args, **(kwargs or {}))
-        name: str = func.name().partition(".")[0]
+        name = operator_name(func)
         if name in NAMES:
             kind = Kind(NAMES[name], self._find_axis(args))
             self._counts[kind] += 1

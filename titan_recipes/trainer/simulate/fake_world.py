@@ -143,6 +143,8 @@ def _is_meta(args: Any, kwargs: dict[str, Any]) -> bool:
     """Whether an operator only has to do with plain tensors on the meta device."""
     if (device := kwargs.get("device")) is not None:
         return torch.device(device).type == "meta"
+    if args and isinstance(args[0], FakeTensor):
+        return False
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     return bool(tensors) and all(type(t) in (Tensor, nn.Parameter) and t.is_meta for t in tensors)
 

@@ -6,6 +6,7 @@ become a gradient. Sizes are rounded up as CUDA's allocator rounds them.
 """
 
 import contextlib
+import functools
 import weakref
 from collections import Counter
 from collections.abc import Iterable
@@ -37,7 +38,7 @@ CATEGORIES = (
     COMMUNICATION,
     TEMPORARY,
 )
-"""Of the sharded state, in the order of a report. temporary: most of all gradients of activations."""
+"""In the order of a report. temporary: most of all gradients of activations."""
 
 STATE = (PARAMETERS, GRADIENTS, OPTIMIZER)
 """What CPU offload keeps in host memory."""
@@ -46,6 +47,12 @@ BLOCK_BYTES = 512
 
 _FILLED = frozenset({"c10d::_allgather_base_", "c10d::_reduce_scatter_base_", "c10d::recv_"})
 """Collectives whose first argument is a buffer they fill."""
+
+
+@functools.cache
+def operator_name(func: Any) -> str:
+    """`namespace::name` of an operator, whichever its overload."""
+    return func.name().partition(".")[0]
 
 
 @dataclass(slots=True)
@@ -102,7 +109,7 @@ class MemoryTracker(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._follow(tensor)
-        name: str = func.name().partition(".")[0]
+        name = operator_name(func)
         if name in _FILLED:
             self._label(tree_leaves(args[0]), COMMUNICATION)
         elif name.startswith("fsdp::"):
@@ -164,10 +171,10 @@ class MemoryTracker(TorchDispatchMode):
         for tensor in tensors:
             while isinstance(tensor, DTensor):
                 tensor = tensor.to_local()
-            if isinstance(tensor, Tensor) and (record := self._follow(tensor)) is not None:
-                # The trainer's state stays what it is, whatever passes through it.
-                if record.category not in STATE:
-                    record.category = category
+            record = self._follow(tensor) if isinstance(tensor, Tensor) else None
+            # The trainer's state stays what it is, whatever passes through it.
+            if record is not None and record.category not in STATE:
+                record.category = category
 
     def watch(self, parts: Iterable[nn.Module], optimizers: Iterable[Any]) -> None:
         """Tell apart the memory of a model and its optimizers, from now on."""
