@@ -61,15 +61,16 @@ def difference(
     borders = torch.tensor([[3, 21], [10, 11]])
     places = torch.arange(SEQ_LEN)
     documents_BS = (places[None, :, None] >= borders[:, None, :]).sum(-1) if documents else None
-    local = AttentionCore(scale=0.3, soft_cap=soft_cap, window=window)
-    whole = local(q, k, v, documents_BS, sinks_N)
+    local = AttentionCore(scale=0.3, soft_cap=soft_cap, window=window, has_sinks=sinks)
+    whole = local(q, k, v, local.mask(SEQ_LEN, documents_BS, q.device), sinks_N)
     inputs = [q, k, v] if sinks_N is None else [q, k, v, sinks_N]
     expected = [whole, *torch.autograd.grad(whole, inputs, grad)]
 
     split = SequenceSplit(group.size(), rank, headtail)
     parts = [split.take(x.detach(), 2).requires_grad_() for x in (q, k, v)]
     core = ContextParallelCore(local, split, group.group_name, ring=ring)
-    out = core(*parts, documents_BS, sinks_N)
+    masks = core.mask(SEQ_LEN // group.size(), documents_BS, q.device)
+    out = core(*parts, masks, sinks_N)
     own = [*parts] if sinks_N is None else [*parts, sinks_N]
     found = [out, *torch.autograd.grad(out, own, split.take(grad, 2))]
     if sinks_N is not None:

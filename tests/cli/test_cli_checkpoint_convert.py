@@ -160,7 +160,7 @@ def test_export_of_a_checkpoint_outside_of_a_run_wants_the_recipe(
         done = checkpoint("export", str(alone), "-o", str(tmp_path / "wrong"), *wrong)
         assert done.returncode == 3
         assert (
-            "layers.1.feed_forward.w2.weight: (256, 768) in the checkpoint, (256, 512) in the model"
+            "layers.1.feed_forward.w2.weight: (256, 768) there, (256, 512) in the model"
         ) in done.stderr
         assert not (tmp_path / "wrong").exists()
     finally:

@@ -54,9 +54,9 @@ def test_core_equals_a_loop_over_tokens_with_its_gradients(
 ) -> None:
     q, k, v = drawn(2, 4, 10, 6), drawn(2, 2, 10, 6, seed=1), drawn(2, 2, 10, 5, seed=2)
     inputs = [q, k, v] + ([drawn(4, seed=3)] if sinks else [])
-    core = AttentionCore(scale=0.7, soft_cap=cap, window=window)
+    core = AttentionCore(scale=0.7, soft_cap=cap, window=window, has_sinks=sinks)
     numbers, sink = DOCUMENTS if documents else None, inputs[3] if sinks else None
-    out = core(q, k, v, numbers, sink)
+    out = core(q, k, v, core.mask(10, numbers, q.device), sink)
     expected = naive_core(q, k, v, 0.7, cap, window, numbers, sink)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     upstream = drawn(*out.shape, seed=4).detach()

@@ -6,6 +6,7 @@ All problems are collected; each shows the arithmetic it failed.
 
 from collections.abc import Iterator
 
+from titan_recipes.config.attention import attention_problems
 from titan_recipes.config.flavor import WhereOf, flavor_problems, flops_per_token, num_params
 from titan_recipes.config.hardware import ANY_GPU, GPUS, NO_GPU
 from titan_recipes.config.job import Derived
@@ -25,6 +26,7 @@ def derive(config: Config, where_of: WhereOf) -> tuple[Derived, list[str]]:
     degrees, problems = _degrees(config, where_of)
     problems += _model_checks(config, where_of)
     problems += split_problems(config, where_of)
+    problems += attention_problems(config, where_of)
     problems += lora_problems(config, where_of)
     batch, batch_problems = _batches(config, degrees, where_of)
     problems += batch_problems

@@ -1,7 +1,7 @@
 """Attention's projections: grouped-query (arXiv:2305.13245) and latent (arXiv:2405.04434).
 
-Both end in the same `core`, whose mask is made once for many layers. Head counts are left to views (-1): under tensor parallelism a rank
-holds N / tp heads.
+Both end in the same `core`; its mask is made once for many layers. Head counts are left to views
+(-1): under tensor parallelism a rank holds N / tp heads.
 
 Shapes: B batch, S sequence, D model, N query heads, K key and value heads, H query and key head,
 R its rotated part, V value head, L latent.

@@ -29,7 +29,7 @@ class CachedCore(nn.Module):
     def mask(
         self, seq_len: int, documents_BS: Tensor | None, device: torch.device
     ) -> Tensor | None:
-        """bool [1, S, T] for the next seq_len tokens; None = the first ones, or one that sees all."""
+        """bool [1, S, T] for the next seq_len tokens; None = it is only causality's."""
         assert documents_BS is None, "one text has one document"
         total = self.seen + seq_len
         if self.local.is_plain(total, None) and (self.seen == 0 or seq_len == 1):

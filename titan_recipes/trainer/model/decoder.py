@@ -65,6 +65,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.seq_len = seq_len
+        # Tensor parallelism sets it: hidden states between blocks are one of so many parts.
+        self.sequence_parts = 1
         self.tok_embeddings = nn.Embedding(sizes.vocab_size, sizes.dim)
         self.layers = nn.ModuleDict({str(i): Block(sizes, i) for i in range(sizes.n_layers)})
         self.norm = build_norm(sizes, sizes.dim)
@@ -93,10 +95,9 @@ class Decoder(nn.Module):
 
     def masks(self, x: Tensor, documents_BS: Tensor | None) -> list[Any]:
         """What each layer's attention sees, of `AttentionCore.mask`: one for all that are alike."""
-        # Under tensor parallelism hidden states are a part of the sequence; tables are as long as
-        # the sequences that a later stage gets.
-        seq_len = x.shape[1] if self.tok_embeddings is not None else len(self.rope.table_SH)
-        cores: list[Any] = [layer.attention.core for layer in self.layers.values()]
+        seq_len = x.shape[1] * (1 if self.tok_embeddings is not None else self.sequence_parts)
+        layers: list[Any] = list(self.layers.values())
+        cores = [layer.attention.core for layer in layers]
         made = {core.window: core for core in cores}
         masks = {w: core.mask(seq_len, documents_BS, x.device) for w, core in made.items()}
         return [masks[core.window] for core in cores]

@@ -25,13 +25,22 @@ from titan_recipes.trainer.model.attention_core import AttentionCore, with_sinks
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(sequence, head, query, key) -> whether it sees it."""
 
-# Compiled, as torch's own versions of both make tensors of S x S; once, for all layers.
-_flex_attention: Any = torch.compile(flex_attention)
-_create_block_mask: Any = torch.compile(create_block_mask)
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compiled once, for all layers, at its first use: as they are, torch's functions make tensors
+    of S x S."""
+    return torch.compile(function)
 
 
 class FlexCore(AttentionCore):
     """AttentionCore whose masks are BlockMasks. Value heads may have a width of their own."""
+
+    def __init__(
+        self, *, scale: float, soft_cap: float, window: int, has_sinks: bool = False
+    ) -> None:
+        super().__init__(scale=scale, soft_cap=soft_cap, window=window, has_sinks=has_sinks)
+        self.score_mod = capped(soft_cap) if soft_cap else None
 
     def mask(self, seq_len: int, documents_BS: Tensor | None, device: torch.device) -> Any:
         """A BlockMask; None = nothing but causality."""
@@ -41,7 +50,7 @@ class FlexCore(AttentionCore):
             return positions_mask(seq_len, self.window, device)
         batch = documents_BS.shape[0]
         rule = inside_documents(documents_BS, positions_rule(self.window))
-        return _create_block_mask(rule, batch, None, seq_len, seq_len, device=device)
+        return blocks(rule, batch, seq_len, device)
 
     def forward(
         self,
@@ -54,15 +63,18 @@ class FlexCore(AttentionCore):
         """out_BNSV. mask: of `self.mask`."""
         if mask is None:
             return super().forward(q_BNSH, k_BKSH, v_BKSV)
-        out_BNSV, extra = _flex_attention(
+        # A compiled block compiles it, too; compiled code for the CPU has no log-sum-exp.
+        as_it_is = torch.compiler.is_compiling() or not q_BNSH.is_cuda
+        attend: Any = flex_attention if as_it_is else compiled(flex_attention)
+        out_BNSV, extra = attend(
             q_BNSH,
             k_BKSH,
             v_BKSV,
-            score_mod=capped(self.soft_cap) if self.soft_cap else None,
+            score_mod=self.score_mod,
             block_mask=mask,
             scale=self.scale,
             enable_gqa=q_BNSH.shape[1] != k_BKSH.shape[1],
-            return_aux=AuxRequest(lse=True),
+            return_aux=AuxRequest(lse=sinks_N is not None),
         )
         return out_BNSV if sinks_N is None else with_sinks(out_BNSV, extra.lse, sinks_N)
 
@@ -70,8 +82,13 @@ class FlexCore(AttentionCore):
 @functools.lru_cache(maxsize=8)
 def positions_mask(seq_len: int, window: int, device: torch.device) -> BlockMask:
     """Of positions alone: the same for every batch."""
-    rule = positions_rule(window)
-    return _create_block_mask(rule, None, None, seq_len, seq_len, device=device)
+    return blocks(positions_rule(window), None, seq_len, device)
+
+
+def blocks(rule: Rule, batch: int | None, seq_len: int, device: torch.device) -> BlockMask:
+    """The BlockMask of a rule that is the same for all heads; batch None: for all sequences."""
+    create: Any = compiled(create_block_mask) if device.type == "cuda" else create_block_mask
+    return create(rule, batch, None, seq_len, seq_len, device=device)
 
 
 def causal(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -86,7 +103,7 @@ def positions_rule(window: int) -> Rule:
         return causal
 
     def in_window(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (query - key < window)
+        return (query >= key) & (query - key <= window)
 
     return in_window
 

@@ -5,8 +5,8 @@ were alone, and what it must not see costs nothing. CUDA only, bfloat16 or float
 
 Importing this starts torch's compiler, which other jobs can do without.
 
-Shapes: B batch, S sequence, T = B * S tokens, N query heads, K key and value heads, H head width,
-E documents + 1.
+Shapes: B batch, S sequence, T = B * S tokens, N query heads, K key and value heads, H query and key
+width, V value width, the same here, E documents + 1.
 """
 
 import inspect
@@ -43,17 +43,17 @@ class VarlenCore(AttentionCore):
         self,
         q_BNSH: Tensor,
         k_BKSH: Tensor,
-        v_BKSH: Tensor,
+        v_BKSV: Tensor,
         mask: Any = None,
         sinks_N: Tensor | None = None,
     ) -> Tensor:
-        """out_BNSH. mask: of `self.mask`."""
+        """out_BNSV. mask: of `self.mask`."""
         if not isinstance(mask, PackedDocuments):
-            return super().forward(q_BNSH, k_BKSH, v_BKSH, mask, sinks_N)
+            return super().forward(q_BNSH, k_BKSH, v_BKSV, mask, sinks_N)
         assert not self.soft_cap, "config.attention refuses what the kernel does not know"
         assert not self.has_sinks
         batch, _, seq_len, _ = q_BNSH.shape
-        q_TNH, k_TKH, v_TKH = (x.transpose(1, 2).flatten(0, 1) for x in (q_BNSH, k_BKSH, v_BKSH))
+        q_TNH, k_TKH, v_TKH = (x.transpose(1, 2).flatten(0, 1) for x in (q_BNSH, k_BKSH, v_BKSV))
         out_TNH: Any = varlen_attn(
             q_TNH,
             k_TKH,

@@ -86,6 +86,7 @@ def apply_tensor_parallel(
     """
     group = tp_mesh.get_group().group_name
     ranks, rank = tp_mesh.size(), tp_mesh.get_local_rank()
+    model.sequence_parts = ranks
 
     # The same function objects for all layers: compiled code is shared between them by identity.
     def gather_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ Bytes of one are those of its larger side: what an all-gather gives, what a redu
 """
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +56,8 @@ class Kind(NamedTuple):
     axis: str
 
 
-class Traffic(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Traffic:
     """How often, and how many bytes in all."""
 
     count: int
@@ -112,7 +114,10 @@ def axis_of_group(world: World) -> dict[str, str]:
     if world.mesh is None or world.host_group is None:
         return {}
     assert dist.group.WORLD is not None
-    axes = {dist.group.WORLD.group_name: "world", world.host_group.group_name: "host"}
+    axes: dict[str, str] = {
+        dist.group.WORLD.group_name: "world",
+        world.host_group.group_name: "host",
+    }
     for mesh in (world.expert_mesh, world.data_mesh, world.mesh):
         if isinstance(mesh, DeviceMesh):
             for axis in mesh.mesh_dim_names or ():

@@ -10,7 +10,8 @@ CPU composes out of operators that keep four times as much for backward.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -28,10 +29,11 @@ from titan_recipes.trainer.parallel.expert_parallel import AllToAllDispatcher
 from titan_recipes.trainer.parallel.mesh import World, lay_out
 
 _aten = torch.ops.aten
+_NOTHING: Mapping[str, Any] = {}
 
 
 @contextlib.contextmanager
-def fake_world(job: Job, rank: int) -> Iterator[World]:
+def fake_world(job: Job, rank: int) -> Generator[World]:
     """Be `rank` of the job's ranks, on a simulated device, until the end of the block."""
     device, size = torch.device("cpu"), job.derived.world_size
     local_rank = rank % job.plan.gpus_per_node
@@ -42,7 +44,7 @@ def fake_world(job: Job, rank: int) -> Iterator[World]:
             dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
             stack.callback(dist.destroy_process_group)
             host_group = dist.new_group(backend="fake")
-            assert not isinstance(host_group, int)
+            assert isinstance(host_group, dist.ProcessGroup)
             world = lay_out(job, rank, local_rank, device, host_group)
         # Meshes compute their coordinates with tensors, whose values they need.
         for name in ("_concatenate", "_flatten", "_compute_coordinate_on_dim"):
@@ -57,13 +59,12 @@ def fake_world(job: Job, rank: int) -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def patched(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Any]) -> Iterator[None]:
-    """Replace a method by wrap(method) for the length of a block."""
+def patched(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Any]) -> Generator[None]:
+    """Replace a function or method by wrap(it) for the length of a block."""
     is_own = name in vars(owner)
-    kept = vars(owner)[name] if is_own else getattr(owner, name)
-    kind = type(kept) if isinstance(kept, staticmethod | classmethod) else None
-    wrapped = wrap(kept.__func__ if kind else kept)
-    setattr(owner, name, kind(wrapped) if kind else wrapped)
+    kept: Any = inspect.getattr_static(owner, name)
+    wrapped = wrap(getattr(kept, "__func__", kept))
+    setattr(owner, name, staticmethod(wrapped) if isinstance(kept, staticmethod) else wrapped)
     try:
         yield
     finally:
@@ -116,9 +117,8 @@ class SimulatedDevice(FakeTensorMode):
         return run
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] = _NOTHING
     ) -> Any:
-        kwargs = kwargs or {}
         if func is _aten._local_scalar_dense.default and _is_unknown(args[0]):
             return self._scalar(args[0])
         if func is _aten.repeat_interleave.Tensor and self._rows is not None:
@@ -139,7 +139,7 @@ def _is_unknown(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor) and tensor.constant is None
 
 
-def _is_meta(args: Any, kwargs: dict[str, Any]) -> bool:
+def _is_meta(args: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether an operator only has to do with plain tensors on the meta device."""
     if (device := kwargs.get("device")) is not None:
         return torch.device(device).type == "meta"

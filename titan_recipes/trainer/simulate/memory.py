@@ -9,7 +9,7 @@ import contextlib
 import functools
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,27 +180,32 @@ class MemoryTracker(TorchDispatchMode):
         """Tell apart the memory of a model and its optimizers, from now on."""
         for part in parts:
             self._label([*part.parameters(), *part.buffers()], PARAMETERS)
-            part.register_forward_pre_hook(lambda *_: self._enter(ACTIVATIONS), prepend=True)
+            part.register_forward_pre_hook(self._enters(ACTIVATIONS), prepend=True)
             output = part.get_submodule("output") if getattr(part, "output", None) else None
             if output is not None:
-                output.register_forward_pre_hook(lambda *_: self._enter(LOGITS))
+                output.register_forward_pre_hook(self._enters(LOGITS))
                 output.register_forward_hook(self._until_backward)
             else:
-                part.register_forward_hook(lambda *_: self._enter(TEMPORARY))
+                part.register_forward_hook(self._enters(TEMPORARY))
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(self._before_update)
             optimizer.register_step_post_hook(self._after_update)
 
-    def _enter(self, section: str) -> None:
-        self._section = section
+    def _enters(self, section: str) -> Callable[..., None]:
+        """A hook that begins a section."""
+
+        def enter(*_: Any) -> None:
+            self._section = section
+
+        return enter
 
     def _until_backward(self, module: nn.Module, args: Any, logits: Tensor) -> None:
         """The loss ends where backward has the gradient of the logits."""
         if logits.requires_grad:
-            logits.register_hook(lambda _: self._enter(TEMPORARY))
+            logits.register_hook(self._enters(TEMPORARY))
 
     def _before_update(self, optimizer: Any, *_: Any) -> None:
-        self._enter(TEMPORARY)
+        self._section = TEMPORARY
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._label([p.grad for p in parameters], GRADIENTS)
 
