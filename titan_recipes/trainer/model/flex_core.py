@@ -103,7 +103,7 @@ def positions_rule(window: int) -> Rule:
         return causal
 
     def in_window(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (query - key <= window)
+        return (query >= key) & (query - key < window)
 
     return in_window
 

@@ -21,7 +21,7 @@ from titan_recipes.trainer.model.attention_core import AttentionCore
 
 _HAS_SWITCH = "enable_gqa" in inspect.signature(varlen_attn).parameters
 GROUPED: dict[str, Any] = {"enable_gqa": True} if _HAS_SWITCH else {}
-"""Grouped heads must be asked for since torch 2.12; before, they need no asking."""
+"""Where the function has this switch (torch 2.12, 2.13), grouped heads need it."""
 
 
 class PackedDocuments(NamedTuple):

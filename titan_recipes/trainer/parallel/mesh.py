@@ -130,7 +130,7 @@ def join_world(job: Job, run_directory: Path) -> World:
         device_id = device if device.type == "cuda" else None
         dist.init_process_group(backend, timeout=timeout, device_id=device_id)
     host_group = dist.new_group(backend="gloo", timeout=timeout)
-    assert not isinstance(host_group, int), "every rank is in the host group"
+    assert isinstance(host_group, dist.ProcessGroup), "every rank is in the host group"
     return lay_out(job, rank, local_rank, device, host_group)
 
 
