@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from parity import parity_job
 from training import write_job
 
@@ -17,7 +18,7 @@ from titan_recipes.config.job import Job, encode
 from titan_recipes.errors import ConfigError
 from titan_recipes.trainer.simulate.__main__ import chosen_ranks
 from titan_recipes.trainer.simulate.measure import Measured
-from titan_recipes.trainer.simulate.memory import Peak
+from titan_recipes.trainer.simulate.memory import MemoryTracker, Peak
 from titan_recipes.trainer.simulate.report import RankReport, as_text, verdict
 
 PARALLEL = "parallelism."
@@ -144,12 +145,17 @@ def test_sharded_rank_has_its_share_of_the_state_and_of_the_traffic(jobs: dict[s
     assert 0 <= memory["gradients"] - num_params < 512 * 40
     assert 0 <= memory["optimizer state"] - 2 * num_params < 512 * 120
     assert found["peak_bytes"] == sum(memory.values())
+    # At the peak the output matrix is gathered, and logits, their softmax and its gradient alive.
+    tokens = job.training.local_batch_size * job.training.seq_len
+    output, logits = (4 * n * job.model.vocab_size for n in (job.model.dim, tokens))
+    assert 0 <= memory["gathered parameters, communication"] - output < 4096
+    assert 0 <= memory["logits and loss"] - 3 * logits < 4096
     # In each of 2 passes 4 blocks, embedding and output are gathered, all but the output again in
     # backward, and their gradients scattered.
     assert found["collectives"]["all_gather dp_shard_cp"][0] == 2 * (6 + 5)
     assert found["collectives"]["reduce_scatter dp_shard_cp"] == (2 * 6, 2 * 4 * num_params)
-    (output,) = [job.model.dim * (job.model.vocab_size + 1)]
-    gathered = 4 * (2 * num_params - output)
+    kept = 4 * job.model.dim * (job.model.vocab_size + 1)
+    gathered = 2 * 4 * num_params - kept
     assert found["collectives"]["all_gather dp_shard_cp"][1] == 2 * gathered
 
 
@@ -185,6 +191,22 @@ def test_job_that_fails_in_its_first_step_is_one_line_and_exit_2(jobs: dict[str,
 
 
 # --- without a simulation -------------------------------------------------------------------------
+
+
+def test_tracker_follows_storages_to_their_end() -> None:
+    with MemoryTracker() as tracker:
+        a = torch.empty(1024)
+        both = [a.view(32, 32), a + 1]
+        half = tracker.now()
+        both.clear()
+        a.untyped_storage().resize_(0)
+        b = torch.empty(300)
+        emptied = tracker.now()
+        a.untyped_storage().resize_(2048)
+    assert tracker.peak(0, half).size == 2 * 4096
+    assert tracker.peak(emptied, emptied).size == 1536
+    assert tracker.peak(emptied, tracker.now()).size == 1536 + 2048
+    assert b.shape == (300,)
 
 
 def test_ranks_are_the_first_of_the_first_and_of_the_last_stage(jobs: dict[str, Job]) -> None:

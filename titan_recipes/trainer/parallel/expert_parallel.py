@@ -70,14 +70,12 @@ class AllToAllDispatcher(nn.Module):
         super().__init__()
         self.group = group
 
-    def forward(self, x_TD: Tensor, counts_E: Tensor, experts: GroupedExperts) -> Tensor:
-        """out_TD. Rows are sorted by expert; counts_E: how many are of each, over all experts."""
-        return self.dispatch(x_TD, counts_E, experts)
-
     # How many rows travel is known only at run time, which no compiled graph can hold.
     @torch.compiler.disable
-    def dispatch(self, x_TD: Tensor, counts_E: Tensor, experts: GroupedExperts) -> Tensor:
-        """As in forward."""
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]: what disable is typed as
+        self, x_TD: Tensor, counts_E: Tensor, experts: GroupedExperts
+    ) -> Tensor:
+        """out_TD. Rows are sorted by expert; counts_E: how many are of each, over all experts."""
         ep = self.group.size()
         received_E = torch.empty_like(counts_E)
         dist.all_to_all_single(received_E, counts_E.contiguous(), group=self.group)

@@ -25,6 +25,7 @@ from titan_recipes.trainer.simulate.fake_world import patched
 PARAMETERS = "parameters"
 GRADIENTS = "gradients"
 OPTIMIZER = "optimizer state"
+UNSUMMED = "gradients before their sum"
 ACTIVATIONS = "activations"
 LOGITS = "logits and loss"
 COMMUNICATION = "gathered parameters, communication"
@@ -33,12 +34,14 @@ CATEGORIES = (
     PARAMETERS,
     GRADIENTS,
     OPTIMIZER,
+    UNSUMMED,
     ACTIVATIONS,
     LOGITS,
     COMMUNICATION,
     TEMPORARY,
 )
-"""In the order of a report. temporary: most of all gradients of activations."""
+"""In the order of a report. before their sum: of whole matrices, which a pipeline keeps until its
+last microbatch; temporary: most of all gradients of activations."""
 
 STATE = (PARAMETERS, GRADIENTS, OPTIMIZER)
 """What CPU offload keeps in host memory."""
@@ -114,6 +117,8 @@ class MemoryTracker(TorchDispatchMode):
             self._label(tree_leaves(args[0]), COMMUNICATION)
         elif name.startswith("fsdp::"):
             self._label(tree_leaves((out, (kwargs or {}).get("out"))), COMMUNICATION)
+            if name == "fsdp::chunk_cat":
+                self._label(args[0], UNSUMMED)
         return out
 
     def _follow(self, tensor: Tensor) -> Storage | None:
