@@ -12,9 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from training import leave_group
 
 from titan_recipes.trainer.model.attention_core import AttentionCore
-from titan_recipes.trainer.parallel.context_parallel import ContextParallelCore, SequenceSplit
+from titan_recipes.trainer.parallel.context_parallel import ContextParallelCore
+from titan_recipes.trainer.parallel.sequence_split import SequenceSplit
 
 BATCH, SEQ_LEN = 2, 32
 CASES: dict[str, dict[str, Any]] = {
@@ -91,4 +93,4 @@ if __name__ == "__main__":
     dist.all_reduce(worst, dist.ReduceOp.MAX)
     if rank == 0:
         Path(sys.argv[1]).write_text(json.dumps(dict(zip(CASES, worst.tolist(), strict=True))))
-    dist.destroy_process_group()
+    leave_group()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from training import column, small_job, write_job
+from training import column, leave_group, small_job, write_job
 
 from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.layout import RunLayout
@@ -63,8 +63,6 @@ def difference(expected: Path, found: Path) -> float:
 
 
 def _train_here(root: Path, names: list[str]) -> None:
-    import torch.distributed as dist
-
     from titan_recipes.trainer.data.prepare import ensure_prepared
     from titan_recipes.trainer.metrics import RankEvents
     from titan_recipes.trainer.parallel.mesh import join_world
@@ -78,8 +76,7 @@ def _train_here(root: Path, names: list[str]) -> None:
         world = join_world(job, layout.root)
         Trainer(job, layout, world, RankEvents(layout, world.rank), prepared).train()
         gc.collect()
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

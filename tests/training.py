@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from titan_recipes.bundle.find import find_bundle
 from titan_recipes.config.job import Job, to_toml
@@ -66,6 +66,17 @@ def train_here(directory: Path, job: Job) -> None:
     write_job(directory, job)
     (directory / "logs").mkdir(exist_ok=True)
     run_rank(RunLayout(directory), job, Progress(), sys.stdout)
+
+
+def leave_group() -> NoReturn:
+    """End a rank that is done, as the trainer does: gloo's threads may abort a teardown."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def rows(directory: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

@@ -160,6 +160,16 @@ def test_notes_say_what_the_pipeline_became() -> None:
         ),
         ((HALVES[:-1] + ", []]",), "stage 2 is empty; give each stage a module"),
         (
+            (
+                MODULES
+                + "[['tok_embeddings', 'layers.0', 'layers.1', 'layers.2', 'layers.3'], ['norm'],"
+                " ['output']]",
+                P + "schedule='LoopedBFS'",
+                "model.norm='np_layernorm'",
+            ),
+            'stage 1 has nothing to train: its norm is "np_layernorm"; put it into the stage of',
+        ),
+        (
             (P + "schedule='ZBVZeroBubble'", "compile.enable=true"),
             'compile.enable: contradicts the schedule "ZBVZeroBubble", which splits the backward',
         ),

@@ -52,9 +52,6 @@ def test_a_flavor_has_every_switch_of_its_familys_recipes(path: Any) -> None:
     recipe = Bundle(path).resolve().job.model
     # Of the families that tie some sizes and not others the flavors are untied; Gemma's are tied.
     optional = {"tie_embeddings", "converters"}
-    # DeepSeek 16B has another router than the rest of its family.
-    if path.name == "deepseek_v3_16b":
-        optional.add("moe.normalize_top_k")
     assert switches(recipe) - switches(flavor(recipe.family)) - optional == set()
 
 

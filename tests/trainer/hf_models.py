@@ -66,6 +66,21 @@ SIZES: dict[str, Model] = {
         qk_norm=True,
         moe=MoE(**_EXPERTS, num_dense_layers=1, normalize_top_k=False),
     ),
+    "deepseek_v2": Model(
+        family="deepseek_v2",
+        **(_SMALL | {"n_kv_heads": 4, "head_dim": 24}),
+        mla=LatentAttention(kv_lora_rank=20, rope_head_dim=8, v_head_dim=12),
+        moe=MoE(
+            **_EXPERTS,
+            num_shared_experts=2,
+            num_dense_layers=1,
+            normalize_top_k=False,
+            route_scale=1.5,
+        ),
+        rope_scaling=RopeScaling(
+            kind="yarn", factor=40.0, original_max_seq_len=64, mscale=0.7, mscale_all_dim=0.7
+        ),
+    ),
     "deepseek_v3": Model(
         family="deepseek_v3",
         **(_SMALL | {"n_kv_heads": 4, "head_dim": 24}),
@@ -192,6 +207,30 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "norm_topk_prob": False,
         "mlp_only_layers": [0],
         "rope_parameters": _rope(1e4),
+    },
+    "deepseek_v2": {
+        **{key: value for key, value in _COMMON.items() if key != "head_dim"},
+        "model_type": "deepseek_v2",
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 20,
+        "q_lora_rank": None,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 12,
+        "moe_intermediate_size": 40,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.5,
+        "rope_parameters": _rope(
+            1e4,
+            "yarn",
+            factor=40.0,
+            original_max_position_embeddings=64,
+            mscale=0.7,
+            mscale_all_dim=0.7,
+        ),
     },
     "deepseek_v3": {
         **{key: value for key, value in _COMMON.items() if key != "head_dim"},

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from tests.trainer.hf_models import SIZES
+from tests.training import leave_group
 from titan_recipes.config.schema import Model
 from titan_recipes.trainer.hf.load import load_into
 from titan_recipes.trainer.model.decoder import Decoder
@@ -69,7 +70,7 @@ def main() -> None:
         compare(folder.name, stage, {key: plain[key] for key in stage})
     if dist.get_rank() == 0:
         print("all equal")
-    dist.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from chat_corpora import VOCAB_SIZE, write_chat, write_tokenizer
 from flavors import FAMILIES, flavor_overrides
 from parity import parity_job
 
@@ -28,7 +29,7 @@ SCHEDULES = (
     "ZBVZeroBubble",
     "DualPipeV",
 )
-EXPERT_FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss")
+EXPERT_FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +158,41 @@ MORE_EXPERTS: dict[str, Layout] = {
 """Tried on deepseek_v3, which has every switch of experts."""
 
 
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "llama3, documents": ("data.document_mask=true",),
+    "llama3, layernorm": ("model.norm='layernorm'",),
+    "llama3, np_layernorm": ("model.norm='np_layernorm'",),
+    "llama3, chat": (),
+}
+"""Models with a switch that no family's flavor has on, and what turns it on; chat: see `settings`.
+"""
+
+EVERY_VARIANT: dict[str, Layout] = {
+    "FSDP 2": Layout(ranks=2),
+    "CP 2": Layout(ranks=2, cp=2),
+    "TP 2 x PP 2": Layout(ranks=4, tp=2, pp=2),
+}
+"""Tried on each variant."""
+
+
+def settings(model: str, corpus: Path) -> list[str]:
+    """The `--set` arguments that make the debug recipe's model a family's, or a variant."""
+    family, _, variant = model.partition(", ")
+    overrides = [*flavor_overrides(family), *VARIANTS.get(model, ())]
+    if variant == "chat":  # packed conversations, of which only the answers are trained
+        folder = corpus.parent / "chat"
+        overrides += [
+            "training.dataset='chat'",
+            f"training.dataset_path='{write_chat(folder / 'chat.jsonl', rows=400)}'",
+            f"assets.tokenizer='{write_tokenizer(folder / 'tokenizer.json')}'",
+            f"model.vocab_size={VOCAB_SIZE}",
+        ]
+    return overrides
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One model under one layout."""
+    """One model, a family or a variant of one, under one layout."""
 
     family: str
     name: str
@@ -173,8 +206,8 @@ class Case:
     def job(self, corpus: Path) -> Job:
         """The job, resolved."""
         layout = self.layout
-        settings = (*flavor_overrides(self.family), *layout.overrides())
-        return parity_job(corpus, *settings, ranks=layout.ranks, dp=layout.dp)
+        overrides = (*settings(self.family, corpus), *layout.overrides())
+        return parity_job(corpus, *overrides, ranks=layout.ranks, dp=layout.dp)
 
 
 def cases() -> Iterator[Case]:
@@ -190,8 +223,11 @@ def cases() -> Iterator[Case]:
             yield Case(family, name, layout)
     for name, layout in MORE_EXPERTS.items():
         yield Case("deepseek_v3", name, layout)
+    for variant in VARIANTS:
+        for name, layout in EVERY_VARIANT.items():
+            yield Case(variant, name, layout)
 
 
-def one_process(family: str, corpus: Path) -> Job:
-    """What a family's cases are compared with."""
-    return parity_job(corpus, *flavor_overrides(family))
+def one_process(model: str, corpus: Path) -> Job:
+    """What a model's cases are compared with."""
+    return parity_job(corpus, *settings(model, corpus))

@@ -14,7 +14,7 @@ from training import largest_difference, rows, train_here
 
 from titan_recipes.trainer.data.loader import Batch
 from titan_recipes.trainer.parallel.block_attention import BlockSum, attend
-from titan_recipes.trainer.parallel.context_parallel import SequenceSplit, take_part
+from titan_recipes.trainer.parallel.sequence_split import SequenceSplit, take_part
 
 RING = 'parallelism.context_parallel_rotate_method="alltoall"'
 IN_ORDER = 'parallelism.context_parallel_load_balancer=""'

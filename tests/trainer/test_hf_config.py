@@ -265,7 +265,7 @@ def test_every_number_of_every_family_is_compared(family: str):
 def _other(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
-    return [] if isinstance(value, list) else value + 1
+    return [] if isinstance(value, list) else (value or 0) + 1
 
 
 @pytest.mark.parametrize("family", SIZES)

@@ -4,13 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from parity import difference, parity_job, train_all
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from training import column, train_here
 
 from titan_recipes.bundle.find import find_bundle
 from titan_recipes.config.job import Job
+from titan_recipes.config.lora import lora_targets
 from titan_recipes.errors import CheckpointError, ConfigError
+from titan_recipes.trainer.checkpoint.commit import Stored
 from titan_recipes.trainer.checkpoint.weights import StoredWeights
+from titan_recipes.trainer.hf.assets import Beside
+from titan_recipes.trainer.hf.convert import export_checkpoint
 from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.model.init import init_weights
 from titan_recipes.trainer.model.lora import LoraLinear, add_adapters, merge_lora
@@ -117,6 +123,41 @@ def test_checkpoint_holds_adapters_only_and_merges_into_the_base(
     linears = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
     assert {name.split(".")[-2] for name in changed} == set(linears)
     assert len(changed) == 4 * 7
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable")
+def test_export_is_an_ordinary_model_with_the_adapters_added(
+    one_process: Path, base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    job, checkpoint, out = lora_job(corpus, base), _checkpoint(one_process), tmp_path / "hf"
+    beside = Beside({"max_position_embeddings": 2048, "pad_token_id": None}, {}, [], [])
+    stored = Stored(STEPS, checkpoint)
+    options = {"dtype": None, "max_shard_bytes": 10**9, "beside": beside, "job": job}
+    export_checkpoint(job.model, stored, out, **options)
+    peer, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert {key: list(found) for key, found in report.items() if found} == {}
+
+    adapted = Decoder(job.model, 64)
+    add_adapters(adapted, job.lora, lora_targets(job))
+    init_weights(adapted, seed=0)
+    state = adapted.state_dict()
+    for path in (_checkpoint(base, 3), checkpoint):
+        dcp.load(
+            {"model": state},
+            checkpoint_id=path,
+            planner=DefaultLoadPlanner(allow_partial_load=True),
+            no_dist=True,
+        )
+    tokens_BS = torch.arange(128).reshape(2, 64)
+    with torch.no_grad():
+        expected = adapted(tokens_BS)
+        assert torch.allclose(peer(tokens_BS).logits, expected, atol=1e-4, rtol=1e-4)
+        for module in adapted.modules():
+            if isinstance(module, LoraLinear):
+                module.lora_b.zero_()
+        assert not torch.allclose(adapted(tokens_BS), expected, atol=1e-2, rtol=1e-2)
 
 
 def test_checkpoint_of_other_lora_settings_is_refused(

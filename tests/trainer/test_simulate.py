@@ -68,7 +68,7 @@ def real(
     root = tmp_path_factory.mktemp("real")
     for name, job in jobs.items():
         write_job(root / name, job)
-    script = str(Path(__file__).parent / "measured_rank.py")
+    script = str(Path(__file__).parents[1] / "measured_rank.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node=4", script, str(root), *jobs]
     environment = {

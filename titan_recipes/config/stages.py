@@ -187,6 +187,9 @@ def _explicit_split_problems(config: Config) -> Iterator[tuple[str, str]]:
     for stage, part in enumerate(parts):
         if not part:
             yield f"stage {stage} is empty", "give each stage a module"
+        elif part == ("norm",) and config.model.norm == "np_layernorm":
+            got = f'stage {stage} has nothing to train: its norm is "np_layernorm"'
+            yield got, "put it into the stage of the last layer, or of the output"
     unknown = [name for name in dict.fromkeys(names) if name not in known]
     for name in unknown:
         legal = f"use tok_embeddings, layers.0 to {known[-3]}, norm and output"

@@ -14,9 +14,9 @@ from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.model.init import init_weights
 from titan_recipes.trainer.model.lora import add_adapters
 from titan_recipes.trainer.parallel.apply import DTYPES, parallelize
-from titan_recipes.trainer.parallel.context_parallel import sequence_split, take_positions
 from titan_recipes.trainer.parallel.expert_parallel import moe_layers
 from titan_recipes.trainer.parallel.mesh import World
+from titan_recipes.trainer.parallel.sequence_split import sequence_split, take_positions
 
 
 def build_model_parts(job: Job, world: World) -> list[Decoder]:
@@ -55,21 +55,29 @@ def move_buffers(part: Decoder, device: torch.device) -> None:
             setattr(module, name, torch.empty_like(buffer, device=device))
 
 
-def introduction(job: Job, world: World) -> list[str]:
+def num_trained(parts: list[Decoder]) -> int:
+    """Numbers that are trained, of all ranks that share the parts."""
+    return sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
+
+
+def introduction(job: Job, world: World, parts: list[Decoder]) -> list[str]:
     """What the config became, in lines: the derived numbers that a person would check first."""
     derived = job.derived
     axes = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep")
     degrees = {axis: getattr(derived, axis) for axis in axes}
     used = [f"{axis} {degree}" for axis, degree in degrees.items() if degree > 1]
     mesh = " x ".join(used) if used else "one process"
-    # Parameter, gradient and two moments, all of the parameters' type.
-    state_bytes = 4 * DTYPES[job.training.dtype].itemsize * derived.num_params
+    adapters = num_trained(parts) if uses_lora(job) else 0
+    parameters = f"{derived.num_params:,}" + (f" and {adapters:,} of adapters" if adapters else "")
+    # What is trained has a gradient and two moments, all of the parameters' type.
+    numbers = derived.num_params + adapters + 3 * (adapters or derived.num_params)
+    state_bytes = numbers * DTYPES[job.training.dtype].itemsize
     ranks_of_a_copy = derived.world_size // derived.dp_replicate
     pipeline = pipeline_line(job)
     return [
         f"{job.recipe_id}, plan {job.origin.plan}: {derived.world_size} x {world.device.type}, "
         f"{mesh}",
-        f"parameters {derived.num_params:,}; with gradients and optimizer state "
+        f"parameters {parameters}; with gradients and optimizer state "
         f"{state_bytes / ranks_of_a_copy / 2**30:.2f} GiB a rank; "
         f"{derived.flops_per_token / 1e9:,.3f} GFLOP per token",
         f"tokens per step = {job.training.local_batch_size} sequences x {job.dp_degree} ranks "

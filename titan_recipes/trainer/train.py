@@ -45,8 +45,8 @@ from titan_recipes.trainer.optimizer import (
     set_lr,
 )
 from titan_recipes.trainer.parallel.apply import DTYPES
-from titan_recipes.trainer.parallel.context_parallel import sequence_split, take_part
 from titan_recipes.trainer.parallel.mesh import World, tighten_timeouts
+from titan_recipes.trainer.parallel.sequence_split import sequence_split, take_part
 from titan_recipes.trainer.parallel.tied import counted_parameters
 from titan_recipes.trainer.profiling import profiled
 from titan_recipes.trainer.state import (
@@ -155,7 +155,7 @@ class Trainer:
     def train(self) -> None:
         """Train until the last step or until a stop is asked for; then save."""
         job = self.job
-        for line in introduction(job, self.world):
+        for line in introduction(job, self.world, self.model_parts):
             self.say(line)
         self.resume()
         if job.checkpoint.create_seed_checkpoint:

@@ -22,6 +22,7 @@ Family = Literal[
     "qwen3",
     "mixtral",
     "qwen3_moe",
+    "deepseek_v2",
     "deepseek_v3",
     "gpt_oss",
 ]

@@ -90,9 +90,8 @@ _MIXTRAL: Table = {
     "moe.experts.w2": "block_sparse_moe.experts.{expert}.w2.weight",
     "moe.experts.w3": "block_sparse_moe.experts.{expert}.w3.weight",
 }
-_DEEPSEEK_V3: Table = {
+_DEEPSEEK_V2: Table = {
     **_QWEN3_MOE,
-    "moe.router.selection_bias": "mlp.gate.e_score_correction_bias",
     "moe.shared.w1": "mlp.shared_experts.gate_proj",
     "moe.shared.w2": "mlp.shared_experts.down_proj",
     "moe.shared.w3": "mlp.shared_experts.up_proj",
@@ -103,6 +102,10 @@ _DEEPSEEK_V3: Table = {
     "attention.wkv_a": Stored("self_attn.kv_a_proj_with_mqa", rows=_key_rows),
     "attention.kv_norm": "self_attn.kv_a_layernorm",
     "attention.wkv_b": "self_attn.kv_b_proj",
+}
+_DEEPSEEK_V3: Table = {
+    **_DEEPSEEK_V2,
+    "moe.router.selection_bias": "mlp.gate.e_score_correction_bias",
 }
 _GPT_OSS: Table = {
     **_COMMON,
@@ -190,12 +193,11 @@ def _qwen3_moe(sizes: Model) -> dict[str, Any]:
     return {"mlp_only_layers": list(range(sizes.moe.num_dense_layers))}
 
 
-def _deepseek_v3(sizes: Model) -> dict[str, Any]:
+def _deepseek(sizes: Model) -> dict[str, Any]:
     assert sizes.mla is not None
     return {
         "qk_nope_head_dim": sizes.head_dim - sizes.mla.rope_head_dim,
         "q_lora_rank": sizes.mla.q_lora_rank or None,
-        "num_nextn_predict_layers": 0,
     }
 
 
@@ -204,6 +206,17 @@ _LLAMA = Architecture("LlamaForCausalLM", "llama", numbers=_BIAS, fixed={"mlp_bi
 _GEMMA_SWITCHES = {"norm_unit_offset": True, "scale_embeddings": True, "activation": "gelu_tanh"}
 _GEMMA_MISSING = {"tie_word_embeddings": True, "head_dim": 256}
 _POST_NORM_SWITCHES = {**_GEMMA_SWITCHES, "post_norms": True}
+_DEEPSEEK_NUMBERS = {
+    "kv_lora_rank": "mla.kv_lora_rank",
+    "qk_rope_head_dim": "mla.rope_head_dim",
+    "v_head_dim": "mla.v_head_dim",
+    "moe_intermediate_size": "moe.ffn_dim",
+    "n_routed_experts": "moe.num_experts",
+    "num_experts_per_tok": "moe.experts_per_token",
+    "n_shared_experts": "moe.num_shared_experts",
+    "first_k_dense_replace": "moe.num_dense_layers",
+    "routed_scaling_factor": "moe.route_scale",
+}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama2": _LLAMA,
@@ -282,21 +295,36 @@ ARCHITECTURES: dict[str, Architecture] = {
         switches={"qk_norm": True},
         missing={"mlp_only_layers": [], "norm_topk_prob": False},
     ),
+    "deepseek_v2": Architecture(
+        "DeepseekV2ForCausalLM",
+        "deepseek_v2",
+        tensors=_DEEPSEEK_V2,
+        numbers=_DEEPSEEK_NUMBERS,
+        fixed={
+            "attention_bias": False,
+            "mlp_bias": False,
+            "scoring_func": "softmax",
+            # Only the larger V2 limits the groups, and it scores them in another way than V3.
+            "topk_method": "greedy",
+            "norm_topk_prob": False,
+            "moe_layer_freq": 1,
+        },
+        computed=_deepseek,
+        switches={"moe.normalize_top_k": False},
+        missing={
+            "scoring_func": "softmax",
+            "topk_method": "greedy",
+            "norm_topk_prob": False,
+            "moe_layer_freq": 1,
+        },
+    ),
     "deepseek_v3": Architecture(
         "DeepseekV3ForCausalLM",
         "deepseek_v3",
         tensors=_DEEPSEEK_V3,
         numbers={
-            "kv_lora_rank": "mla.kv_lora_rank",
-            "qk_rope_head_dim": "mla.rope_head_dim",
-            "v_head_dim": "mla.v_head_dim",
-            "moe_intermediate_size": "moe.ffn_dim",
-            "n_routed_experts": "moe.num_experts",
-            "num_experts_per_tok": "moe.experts_per_token",
-            "n_shared_experts": "moe.num_shared_experts",
-            "first_k_dense_replace": "moe.num_dense_layers",
+            **_DEEPSEEK_NUMBERS,
             "norm_topk_prob": "moe.normalize_top_k",
-            "routed_scaling_factor": "moe.route_scale",
             "n_group": "moe.num_groups",
             "topk_group": "moe.num_limited_groups",
         },
@@ -306,8 +334,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             "scoring_func": "sigmoid",
             "topk_method": "noaux_tc",
             "moe_layer_freq": 1,
+            "num_nextn_predict_layers": 0,
         },
-        computed=_deepseek_v3,
+        computed=_deepseek,
         switches={"moe.score_func": "sigmoid"},
         missing={
             "rope_interleave": True,

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-import torch.distributed as dist
+from training import leave_group
 
 from titan_recipes.config.job import read_job
 from titan_recipes.config.layout import RunLayout
@@ -33,7 +33,7 @@ def main(root: Path, names: list[str]) -> None:
         path = root / name / f"measured-{world.rank}.json"
         path.write_text(json.dumps(as_json(job, [report])))
         gc.collect()
-    dist.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":
