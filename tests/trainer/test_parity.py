@@ -16,14 +16,15 @@ from parity import difference, train_all
 
 from titan_recipes.config.job import Job
 
-CASES_A_START = 8
-"""Process groups pile up from case to case, and with them gloo's threads, which slow down all."""
+CASES_A_START = {2: 8, 4: 8, 8: 2}
+"""By ranks: process groups pile up from case to case, and with them gloo's threads, which slow down
+all; 8 ranks with more groups than this came to a standstill."""
 
 
-def batches(jobs: list[tuple[str, Job]]) -> Iterator[list[tuple[str, Job]]]:
+def batches(jobs: list[tuple[str, Job]], size: int) -> Iterator[list[tuple[str, Job]]]:
     """The jobs of one start after the other."""
-    for first in range(0, len(jobs), CASES_A_START):
-        yield jobs[first : first + CASES_A_START]
+    for first in range(0, len(jobs), size):
+        yield jobs[first : first + size]
 
 
 def largest_differences(chosen: list[Case], root: Path, corpus: Path) -> dict[Case, float]:
@@ -34,7 +35,7 @@ def largest_differences(chosen: list[Case], root: Path, corpus: Path) -> dict[Ca
     for case in chosen:
         by_ranks[case.layout.ranks][case.directory] = case.job(corpus)
     for ranks, jobs in sorted(by_ranks.items()):
-        for some in batches(list(jobs.items())):
+        for some in batches(list(jobs.items()), CASES_A_START[ranks]):
             started = time.monotonic()
             train_all(root, dict(some), timeout=120 + 90 * len(some))
             seconds = time.monotonic() - started
