@@ -32,7 +32,7 @@ def test_every_command_has_help_with_an_example():
     for name in COMMANDS:
         result = run(name, "--help")
         assert result.exit_code == 0, name
-        if name not in ("data", "checkpoint"):
+        if name not in ("data", "checkpoint", "cluster"):
             assert f"titan-recipes {name}" in result.stdout.partition("Example")[2], name
 
 
@@ -277,9 +277,12 @@ def test_render_takes_the_cluster_profile(workplace: Path):
     assert run("render", "llama3_debug", "--cluster", "./c.toml", "-o", "out").exit_code == 0
     assert '[env]\nA = "b c"\n' in (workplace / "out" / "job.toml").read_text()
     assert "/shared" in (workplace / "out" / "component.py").read_text()
-    result = run("render", "llama3_debug", "--scheduler", "slurm", "-o", "other")
+    result = run("render", "llama3_debug", "--scheduler", "kubernetes", "-o", "other")
     assert result.exit_code == 2
     assert not (workplace / "other").exists()
+    assert run("render", "llama3_debug", "--scheduler", "slurm", "-o", "other").exit_code == 0
+    script = (workplace / "other" / "train.sbatch").read_text()
+    assert f"run_dir={workplace}/outputs/llama3_debug-" in script
 
 
 def test_working_directory_that_is_gone_is_an_error(workplace: Path):

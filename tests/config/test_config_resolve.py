@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from titan_recipes.config import job as job_text
-from titan_recipes.config.cluster import Cluster, Hardware
+from titan_recipes.config.cluster import Cluster
 from titan_recipes.config.load import Layer
 from titan_recipes.config.resolve import Resolution, resolve, with_overrides
+from titan_recipes.config.site import Hardware
 from titan_recipes.errors import ConfigError
 
 RECIPE = {"recipe": dict(name="x", version="1.0.0", summary="s", default_plan="p")}

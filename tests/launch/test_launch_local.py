@@ -225,7 +225,7 @@ def test_launch_when_it_cannot_be_refuses_and_writes_nothing(tmp_path: Path) -> 
         ("-x", "local", "not a run name"),
         ("a/b", "local", "not a run name"),
         ("x" * 64, "local", "not a run name"),
-        ("x", "slurm", "--scheduler slurm: not supported yet"),
+        ("x", "slurm", "--scheduler slurm: not supported by launch yet; write its script"),
     ]:
         with pytest.raises(LaunchError, match=words):
             launch(job, outputs=outputs, command=[], name=name, scheduler=scheduler)

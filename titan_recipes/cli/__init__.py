@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("recipes:show", "Show a recipe: what it is, its plans, its values."),
     "validate": ("recipes:validate", "Check a recipe and its plans, without any hardware."),
     "simulate": ("simulate:simulate", "Say what memory and traffic a rank will have, on this CPU."),
+    "doctor": ("doctor:doctor", "Check this machine: GPUs, driver, memory, folders."),
     "launch": ("launch:launch", "Run a recipe and follow it to its end."),
     "render": ("launch:render", "Write the files of a launch, submit nothing."),
     "runs": ("followup:runs", "List the runs."),
@@ -36,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate:generate", "Have a checkpoint continue a text."),
     "data": ("trainer_verbs:data", "Prepare token shards."),
     "checkpoint": ("trainer_verbs:checkpoint", "List, verify, import or export checkpoints."),
+    "cluster": ("cluster:cluster", "Write or check the profile of a SLURM cluster."),
     "assets": ("assets:assets", "Fetch a recipe's tokenizer and weights."),
 }
 """Command -> where it is in this package, and its line in the group's help."""

@@ -6,53 +6,41 @@ a profile does not say is not checked.
 """
 
 import os
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Literal
 
 from titan_recipes.config.hardware import ANY_GPU, GPUS, NO_GPU
 from titan_recipes.config.home import expanded, user_folder
-from titan_recipes.config.load import did_you_mean, read_section, read_toml, show
-from titan_recipes.config.schema import NonNegative, NonNegativeFloat, Plan, section
+from titan_recipes.config.load import did_you_mean, read_section, read_toml
+from titan_recipes.config.schema import Plan, section
+from titan_recipes.config.site import Site, env_problems, site_problems
 from titan_recipes.errors import BundleError, ConfigError, Problem
 
-LATER = ("slurm", "kubernetes", "container", "mounts", "secrets", "preflight")
-ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-SECRET_NAME = re.compile(r".*(_TOKEN|_KEY|SECRET.*|PASSWORD.*)|TOKEN", re.IGNORECASE)
+LATER = ("kubernetes", "preflight")
+OF_SLURM = ("slurm", "setup", "container", "mounts", "secrets")
+"""What only SLURM's script honours."""
 
 
 @section
-class Hardware:
-    """[hardware]: what the machines are. Plans are checked against `gpu` and `gpus_per_node`."""
-
-    gpu: str = ""
-    """GPU model as in the hardware table; "" = unknown."""
-    gpus_per_node: NonNegative = 0
-    """GPUs in one machine; 0 = unknown."""
-    cpus: NonNegative = 0
-    """Cores in one machine, for people: nothing is checked against it; 0 = unknown."""
-    memory_gib: NonNegativeFloat = 0.0
-    """Host memory of one machine, for people: nothing is checked against it; 0 = unknown."""
-    interconnect: str = ""
-    """What joins the machines, for people."""
-
-
-@section
-class Cluster:
+class Cluster(Site):
     """A cluster profile."""
 
     scheduler: Literal["local", "docker", "slurm", "kubernetes"] = "local"
     """What runs jobs here."""
     outputs: str = ""
     """Where run directories go, as the job sees it; "" = $TITAN_RECIPES_OUTPUTS, else ./outputs."""
-    hardware: Hardware = field(default_factory=Hardware)
     env: dict[str, str] = field(default_factory=dict[str, str])
     """Environment of every rank. No secrets: it is written into job.toml."""
 
+    @property
+    def site(self) -> Site:
+        """What of it a job carries along."""
+        return Site(**{item.name: getattr(self, item.name) for item in fields(Site)})
 
-def _folders() -> list[Path]:
+
+def profile_folders() -> list[Path]:
+    """Where profiles are looked for: the first one of a name counts, the user's own come last."""
     listed = os.environ.get("TITAN_RECIPES_CLUSTERS", "")
     folders = [expanded(part) for part in listed.split(os.pathsep) if part]
     if home := user_folder("XDG_CONFIG_HOME", ".config"):
@@ -70,12 +58,16 @@ def find_cluster(name: str | None) -> tuple[str, Cluster]:
     if name and (os.sep in name or name.endswith(".toml")):
         path = expanded(name)
         return path.stem, read_cluster(path)
-    known = {path.stem: path for folder in reversed(_folders()) for path in folder.glob("*.toml")}
+    known = {
+        path.stem: path for folder in reversed(profile_folders()) for path in folder.glob("*.toml")
+    }
     if name is None and "default" not in known:
         return "", Cluster()
     wanted = name or "default"
     if wanted not in known:
-        looked = ", ".join(str(folder) for folder in _folders()) or "any folder (HOME is not set)"
+        looked = (
+            ", ".join(str(folder) for folder in profile_folders()) or "any folder (HOME is not set)"
+        )
         hint = (
             did_you_mean(wanted, known) or f"profiles there: {', '.join(sorted(known)) or 'none'}"
         )
@@ -92,27 +84,21 @@ def read_cluster(path: Path) -> Cluster:
     if later:
         raise ConfigError(later)
     cluster = read_section(Cluster, data, str(path))
+    problems = [
+        Problem(
+            str(path), key, f'has no effect with scheduler = "{cluster.scheduler}"', "remove it"
+        )
+        for key in data
+        if key in OF_SLURM and cluster.scheduler != "slurm"
+    ]
+    problems += [*env_problems(cluster.env, str(path)), *site_problems(cluster, str(path))]
     gpu = cluster.hardware.gpu
     if gpu and gpu not in GPUS and gpu != NO_GPU:
         cure = did_you_mean(gpu, GPUS) or f"known: {', '.join(GPUS)}"
-        raise ConfigError([Problem(str(path), "hardware.gpu", f'got "{gpu}"', cure)])
-    if problems := list(_env_problems(cluster.env, str(path))):
+        problems.append(Problem(str(path), "hardware.gpu", f'got "{gpu}"', cure))
+    if problems:
         raise ConfigError(problems)
     return cluster
-
-
-def _env_problems(env: Mapping[str, str], where: str) -> Iterator[Problem]:
-    """What in [env] no shell or script could set, and what should not be in a file."""
-    for name, value in env.items():
-        key = f"env.{name}"
-        if not ENV_NAME.fullmatch(name):
-            cure = "use letters, digits and '_', no digit first"
-            yield Problem(where, key, "not the name of an environment variable", cure)
-        elif SECRET_NAME.fullmatch(name):
-            got = "a secret in a profile would be written into job.toml"
-            yield Problem(where, key, got, "export it in your shell instead: ranks inherit it")
-        elif "\0" in value or "\n" in value:
-            yield Problem(where, key, f"got {show(value)}", "must be one line without NUL")
 
 
 def check_fits(plan: Plan, cluster: Cluster, where: str) -> list[Problem]:

@@ -15,6 +15,7 @@ import tomli_w
 
 from titan_recipes.config.load import loads, read_section
 from titan_recipes.config.schema import SCHEMA_VERSION, Config, section
+from titan_recipes.config.site import Site
 from titan_recipes.errors import ConfigError, Problem
 
 
@@ -80,6 +81,8 @@ class Job(Config):
     derived: Derived
     env: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Environment of every rank, from the cluster profile."""
+    site: Site = dataclasses.field(default_factory=Site)
+    """Where and in what it runs, from the cluster profile."""
 
     @property
     def recipe_id(self) -> str:

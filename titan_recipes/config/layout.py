@@ -9,6 +9,7 @@
   attempts/1/exit.json                  why attempt 1 ended, by the first rank that knew
   STOP                                  exists: every rank stops at the next step boundary
   REQUEUE                               the trainer stopped before its last step
+  EXCLUDE                               hosts that failed a preflight, separated by commas
 """
 
 import json
@@ -19,6 +20,9 @@ from typing import Any
 
 METRICS_MARK = "@metrics "
 """Starts the console line that carries one logged step as JSON, where only logs can be seen."""
+
+PREFLIGHT_MARK = "@preflight "
+"""Starts the console line that carries one all-reduce test as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,10 @@ class RunLayout:
     def requeue(self) -> Path:
         return self.root / "REQUEUE"
 
+    @property
+    def exclude(self) -> Path:
+        return self.root / "EXCLUDE"
+
     def node_log(self, node: int) -> Path:
         return self.logs / f"node-{node}.log"
 
@@ -94,6 +102,9 @@ class RunLayout:
 
     def attempt(self, number: int) -> Path:
         return self.attempts / str(number)
+
+    def preflight(self, number: int) -> Path:
+        return self.attempts / "preflight" / str(number)
 
     def exit(self, number: int) -> Path:
         return self.attempt(number) / "exit.json"

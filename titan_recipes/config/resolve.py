@@ -75,7 +75,7 @@ def resolve(
         digest=digest, bundle=bundle, plan=plan, cluster=cluster_name, overrides=tuple(overrides)
     )
     sections = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    job = Job(**sections, origin=origin, derived=derived, env=cluster.env)
+    job = Job(**sections, origin=origin, derived=derived, env=cluster.env, site=cluster.site)
     return Resolution(job, tuple(notes), tuple(_dormant(config, provenance)), provenance)
 
 
@@ -141,7 +141,7 @@ def _dormant(config: Config, provenance: Provenance) -> Iterator[str]:
 def with_overrides(job: Job, overrides: Sequence[str]) -> Job:
     """The job with some settings changed and everything derived anew. Raises ConfigError."""
     data = tomllib.loads(to_toml(job))
-    for name in ("origin", "derived", "env"):
+    for name in ("origin", "derived", "env", "site"):
         data.pop(name)
     merged, _ = merge([Layer("job.toml", data), *parse_overrides(Config, overrides)])
     config = read_section(Config, merged, "--set")
@@ -149,4 +149,4 @@ def with_overrides(job: Job, overrides: Sequence[str]) -> Job:
     derived, _ = check(config, typed, default="job.toml")
     sections = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     origin = dataclasses.replace(job.origin, overrides=(*job.origin.overrides, *overrides))
-    return Job(**sections, origin=origin, derived=derived, env=job.env)
+    return Job(**sections, origin=origin, derived=derived, env=job.env, site=job.site)

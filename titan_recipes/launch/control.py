@@ -35,7 +35,7 @@ from titan_recipes.launch.record import (
 )
 from titan_recipes.launch.runs import Run, open_run
 from titan_recipes.launch.status import checkpoint_folder
-from titan_recipes.launch.stop import KILL_WORD, KILLED
+from titan_recipes.launch.stop import CANCEL_WORD, KILL_WORD, KILLED
 from titan_recipes.launch.titan_local import resume_node
 from titan_recipes.launch.torchrun import end_orphans
 
@@ -75,7 +75,8 @@ def cancel(run: Run, *, waiting: Callable[[float], None]) -> Run:
         if waited > grace + ANSWER_SECONDS:
             return _unanswered(open_run(run.layout.root), waited)
         with _ours(run, "stop"):
-            run.layout.stop.touch()  # again: an attempt that begins takes an old one away
+            # Again and again: an attempt that begins takes an old one away.
+            run.layout.stop.write_text(CANCEL_WORD, encoding="utf-8")
         waiting(waited)
         time.sleep(POLL_SECONDS)
     return open_run(run.layout.root)

@@ -19,13 +19,20 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from titan_recipes.config.home import expanded
 from titan_recipes.config.job import Job, decode, read_job, to_toml
-from titan_recipes.config.layout import RankExit, RunLayout, read_exit, replace_file
+from titan_recipes.config.layout import (
+    RankExit,
+    RunLayout,
+    read_exit,
+    replace_file,
+    write_exit,
+)
 from titan_recipes.errors import EXIT_DONE, LaunchError, TitanRecipesError
 from titan_recipes.launch.attempts import (
     EXIT_FAILED,
@@ -66,6 +73,9 @@ from titan_recipes.launch.torchrun import (
 TRAINER_MODULE = "titan_recipes.trainer"
 POLL_SECONDS = 0.1
 JOIN_TIMEOUT = timedelta(minutes=5)
+PEER_SECONDS = 30.0  # for ranks to find out that those of another node are gone
+AGAIN = "again"
+"""What REQUEUE holds where all nodes are to start again in the allocation they have."""
 STOPPED = RankExit(EXIT_DONE, -1, "asked to stop before it started")
 
 
@@ -89,6 +99,9 @@ def parse_options(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--job", default="", help="the encoded job; default: the directory's own")
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes")
     parser.add_argument("--node-rank", type=int, default=0, help="this node's place among them")
+    parser.add_argument(
+        "--node-rank-env", default="", help="environment variable that holds its place"
+    )
     parser.add_argument("--master-addr", default="", help="address of node 0")
     parser.add_argument(
         "--master-addr-env", default="", help="environment variable that holds the address"
@@ -99,6 +112,8 @@ def parse_options(argv: Sequence[str] | None) -> Options:
     )
     parser.add_argument("--trainer-module", default=TRAINER_MODULE, help=argparse.SUPPRESS)
     given = vars(parser.parse_args(argv))
+    if place := os.environ.get(given.pop("node_rank_env")):
+        given["node_rank"] = int(place)
     variable = given.pop("master_addr_env")
     given["master_addr"] = given["master_addr"] or os.environ.get(variable) or "127.0.0.1"
     given["run_dir"] = expanded(given["run_dir"]).resolve()
@@ -276,15 +291,19 @@ class Node:
             self._layout.logs / "torchrun.log",
             self._log.write,
         )
-        killed = ""
+        killed, end = "", self._layout.exit(attempt.number)
         while (code := torchrun.wait(POLL_SECONDS)) is None:
             if killed := self._stop.overdue():
                 torchrun.kill()
+            elif options.nodes > 1 and _age(end) > PEER_SECONDS:
+                torchrun.kill()  # its ranks wait for some that are gone
         if killed:
             return RankExit(EXIT_FAILED, -1, killed)
         if code == EXIT_DONE:
             return None
-        return explain(code, torchrun.errors(), read_exit(self._layout.exit(attempt.number)))
+        why = explain(code, torchrun.errors(), read_exit(end))
+        write_exit(end, why)  # other nodes learn from it that this one failed, and how
+        return why
 
     def _end(self, record: RunRecord, why: RankExit | None) -> RunRecord:
         """The record with its last attempt closed."""
@@ -297,8 +316,10 @@ class Node:
             last = replace(last, outcome="done", exit_code=EXIT_DONE, final=True)
         elif why is None or stopped:
             cause = why.cause if why else "asked to stop"
-            if saves(self._job):
+            if saves(self._job) and not self._stop.is_persons:
                 self._layout.requeue.touch()
+            elif saves(self._job):  # no scheduler is to go on with it
+                self._layout.requeue.unlink(missing_ok=True)
             else:  # a scheduler that started it again would train from step 0 for ever
                 self._layout.requeue.unlink(missing_ok=True)
                 cause += "; nothing was saved: its checkpoints are off"
@@ -310,6 +331,8 @@ class Node:
             last = replace(last, outcome="failed", exit_code=why.code, cause=cause, rank=why.rank)
             max_restarts = self._job.fault_tolerance.max_restarts
             last = replace(last, final=not is_retried((*record.attempts[:-1], last), max_restarts))
+            if not last.final and self._options.nodes > 1:
+                self._layout.requeue.write_text(AGAIN, encoding="utf-8")
         return replace(record.with_attempt(last), measured=measured(rows) or record.measured)
 
     def _tell(self, record: RunRecord, why: RankExit | None) -> None:
@@ -330,6 +353,13 @@ class Node:
         elif self._options.nodes == 1:
             where = f"from step {last.step_to}" if last.step_to else "from the start"
             self._log.say(f"starting again {where}")
+
+
+def _age(file: Path) -> float:
+    """Seconds since a file was written; 0 where there is none."""
+    with suppress(FileNotFoundError):
+        return time.time() - file.stat().st_mtime
+    return 0.0
 
 
 def adopt_job(layout: RunLayout, encoded: str) -> Job:

@@ -11,8 +11,10 @@ from types import FrameType
 from titan_recipes.config.layout import RunLayout
 
 KILL_WORD = "now"
-"""What the stop file holds after `cancel --now`; it is empty where there is time to save."""
+"""What the stop file holds after `cancel --now`; in every other case there is time to save."""
 KILLED = "killed by cancel --now"
+CANCEL_WORD = "cancel"
+"""What it holds after `cancel`: no scheduler is to start the run again by itself."""
 
 
 class StopRequest:
@@ -55,9 +57,17 @@ class StopRequest:
             return f"killed: not stopped {self._grace_seconds:g} s after it was asked to"
         return ""
 
+    @property
+    def is_persons(self) -> bool:
+        """Whether a person asked for it, and not the end of a time limit."""
+        return self._word() in (CANCEL_WORD, KILL_WORD)
+
     def _is_kill(self) -> bool:
         """Whether `cancel --now` wrote the stop file."""
+        return self._word() == KILL_WORD
+
+    def _word(self) -> str:
         try:
-            return self._file.read_text(encoding="utf-8") == KILL_WORD
+            return self._file.read_text(encoding="utf-8")
         except OSError:
-            return False
+            return ""

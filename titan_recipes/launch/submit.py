@@ -26,7 +26,7 @@ from titan_recipes.launch.inputs import bundle_directory, input_problems
 from titan_recipes.launch.machine import check_trainer, fit, in_job
 from titan_recipes.launch.record import new_record, write_record
 from titan_recipes.launch.runs import real
-from titan_recipes.render import COMPONENT, render
+from titan_recipes.render import COMPONENT, SBATCH, Submission, render, render_sbatch
 
 if TYPE_CHECKING:
     from torchx.runner import Runner
@@ -36,6 +36,8 @@ SESSION = "titan-recipes"
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 SCHEDULERS = {"local": "titan_local"}
 """The schedulers of `--scheduler` -> torchx's names."""
+SLURM = "slurm"
+"""The scheduler whose script is rendered, and not yet submitted from here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,16 @@ def preview(
 
     Raises LaunchError for a bad name or scheduler.
     """
-    _torchx_scheduler(scheduler)
+    if scheduler != SLURM:
+        _torchx_scheduler(scheduler)
     check_outputs(outputs)
     if name is not None:
         check_name(name)
-    return _files(job, name=name or "", outputs=outputs)
+    files = _files(job, name=name or "", outputs=outputs)
+    if scheduler == SLURM:
+        run_dir = os.path.join(os.path.abspath(outputs), name or default_name(job))
+        files[SBATCH] = render_sbatch(job, Submission(run_dir=run_dir), [_templates(job)])
+    return files
 
 
 def launch(
@@ -159,6 +166,9 @@ def _files(job: Job, *, name: str, outputs: str) -> dict[str, str]:
 def _torchx_scheduler(scheduler: str) -> str:
     if scheduler not in SCHEDULERS:
         known = ", ".join(SCHEDULERS)
+        if scheduler == SLURM:
+            cure = "write its script with `titan-recipes render`, and sbatch that"
+            raise LaunchError(f"--scheduler slurm: not supported by launch yet; {cure}")
         raise LaunchError(f"--scheduler {scheduler}: not supported yet; use one of: {known}")
     return SCHEDULERS[scheduler]
 

@@ -1,5 +1,6 @@
 """Render: a Job as text for torchx and for schedulers. Pure functions, no torch."""
 
 from titan_recipes.render.component import COMPONENT, render
+from titan_recipes.render.sbatch import SBATCH, Submission, render_sbatch
 
-__all__ = ["COMPONENT", "render"]
+__all__ = ["COMPONENT", "SBATCH", "Submission", "render", "render_sbatch"]

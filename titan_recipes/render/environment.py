@@ -12,13 +12,15 @@ from pathlib import Path
 from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
+from titan_recipes.config.data_root import data_root
+
 PACKAGED = Path(__file__).parent / "templates"
 
 
 def environment(search_path: Sequence[Path] = ()) -> SandboxedEnvironment:
     """The environment; a template in `search_path` wins over the packaged one of its name."""
     jinja = SandboxedEnvironment(
-        loader=FileSystemLoader([*search_path, PACKAGED]),
+        loader=FileSystemLoader([*search_path, PACKAGED, data_root() / "slurm"]),
         undefined=StrictUndefined,
         autoescape=False,
         trim_blocks=True,
