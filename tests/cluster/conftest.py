@@ -38,6 +38,9 @@ def slurm() -> Iterator[SlurmCluster]:
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if os.geteuid() != 0 or missing:
         pytest.skip(f"a SLURM of its own needs root and {', '.join(missing) or 'nothing else'}")
+    namespaces = ("unshare", "--net", "--uts", "--mount", "--pid", "--fork", "true")
+    if subprocess.run(namespaces, capture_output=True).returncode:
+        pytest.skip("a SLURM of its own needs leave to make namespaces")
     # A short path that everybody may enter: munge's socket is in it.
     directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     directory.chmod(0o755)
