@@ -18,8 +18,9 @@ from pathlib import Path
 from past_runs import make_run
 
 from titan_recipes.config.layout import RunLayout
-from titan_recipes.launch.record import RunState, read_record, run_status
+from titan_recipes.launch.record import read_record
 from titan_recipes.launch.runs import Run, open_run
+from titan_recipes.launch.state import RunState, run_status
 from titan_recipes.launch.titan_local import start_node
 from titan_recipes.launch.torchrun import orphans
 

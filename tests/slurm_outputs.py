@@ -6,8 +6,8 @@ from titan_recipes.config.cluster import Cluster
 from titan_recipes.config.load import read_section
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch.slurm_check import Comparison
-from titan_recipes.launch.slurm_site import (
-    SlurmSite,
+from titan_recipes.launch.slurm_site import SlurmSite
+from titan_recipes.launch.slurm_text import (
     parse_accounting,
     parse_config,
     parse_nodes,

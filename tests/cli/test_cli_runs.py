@@ -15,7 +15,7 @@ from past_runs import EPOCH, attempt, commit_checkpoint, failed, make_run, runni
 
 from titan_recipes.cli import main
 from titan_recipes.launch import control
-from titan_recipes.launch.record import RunState, run_status
+from titan_recipes.launch.state import RunState, run_status
 
 KEYS = [
     "run",
@@ -25,6 +25,7 @@ KEYS = [
     "scheduler",
     "state",
     "cause",
+    "job",
     "attempt",
     "failures_in_a_row",
     "max_restarts",
@@ -55,7 +56,7 @@ def call(*args: str) -> Result:
 
 @pytest.fixture
 def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveRuns]:
-    monkeypatch.setitem(control.STARTERS, "local", resume_worker)
+    monkeypatch.setattr(control, "resume_node", resume_worker)
     runs = LiveRuns(tmp_path)
     yield runs
     runs.end()
@@ -270,7 +271,7 @@ def test_cli_resume_detached_returns_while_it_runs(live: LiveRuns) -> None:
     (run.layout.root / "DEAF").touch()  # it hangs in step 4
     result = call("resume", "held", "--detach")
     assert result.output.splitlines() == [
-        "held is running again",
+        "held is RUNNING again",
         "  titan-recipes logs -f held",
         "  titan-recipes cancel held",
     ]

@@ -16,16 +16,17 @@ from titan_recipes.config.job import read_job
 from titan_recipes.errors import ConfigError, LaunchError
 from titan_recipes.launch import control
 from titan_recipes.launch.attempts import newest_checkpoint
-from titan_recipes.launch.record import RunState, process_start, read_record, run_status
+from titan_recipes.launch.record import process_start, read_record
 from titan_recipes.launch.rows import read_rows
 from titan_recipes.launch.runs import Run, open_run
+from titan_recipes.launch.state import RunState, run_status
 from titan_recipes.launch.torchrun import orphans
 
 RESUME = """
 from live_runs import resume_worker
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch import control
-control.STARTERS["local"] = resume_worker
+control.resume_node = resume_worker
 try:
     control.resume(run)
 except LaunchError as error:
@@ -35,7 +36,7 @@ except LaunchError as error:
 
 @pytest.fixture
 def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveRuns]:
-    monkeypatch.setitem(control.STARTERS, "local", resume_worker)
+    monkeypatch.setattr(control, "resume_node", resume_worker)
     runs = LiveRuns(tmp_path)
     yield runs
     runs.end()
@@ -236,7 +237,7 @@ def test_resume_with_a_setting_that_may_not_change_is_refused_and_changes_nothin
 
 def test_resume_of_a_run_of_another_scheduler_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, "one", stopped())
-    text = run.layout.record.read_text().replace('"scheduler": "local"', '"scheduler": "slurm"')
+    text = run.layout.record.read_text().replace('"scheduler": "local"', '"scheduler": "docker"')
     run.layout.record.write_text(text)
-    with pytest.raises(LaunchError, match="can't resume a run of slurm from here"):
+    with pytest.raises(LaunchError, match="can't resume a run of docker from here"):
         control.resume(open_run(run.layout.root))

@@ -15,7 +15,7 @@ from titan_recipes.errors import LaunchError
 from titan_recipes.launch.attempts import newest_checkpoint
 from titan_recipes.launch.follow import Screen, describe, follow
 from titan_recipes.launch.logs import Tail, log_lines, metrics_of
-from titan_recipes.launch.record import RunState, run_status
+from titan_recipes.launch.state import RunState, run_status
 
 FOLLOW = "from titan_recipes.launch.follow import follow; sys.exit(follow(run))"
 

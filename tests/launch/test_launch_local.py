@@ -25,12 +25,8 @@ from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.errors import EXIT_USER, BundleError, ConfigError, LaunchError
 from titan_recipes.launch.machine import check_trainer, fit, num_gpus
-from titan_recipes.launch.record import (
-    RunState,
-    known_outputs,
-    read_record,
-    run_status,
-)
+from titan_recipes.launch.record import known_outputs, read_record
+from titan_recipes.launch.state import RunState, run_status
 from titan_recipes.launch.submit import launch, preview
 from titan_recipes.launch.titan_local import app_id, create_scheduler, find_run_dir
 from titan_recipes.launch.torchrun import end_orphans, orphans
@@ -216,7 +212,10 @@ def test_launch_writes_the_run_and_records_how_it_ends(corpus: Path, tmp_path: P
     assert layout.component.read_text() == again["component.py"]
 
 
-def test_launch_when_it_cannot_be_refuses_and_writes_nothing(tmp_path: Path) -> None:
+def test_launch_when_it_cannot_be_refuses_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # without SLURM's commands
     job, outputs = debug_job(), tmp_path / "outputs"
     (outputs / "taken").mkdir(parents=True)
     for name, scheduler, words in [
@@ -225,7 +224,8 @@ def test_launch_when_it_cannot_be_refuses_and_writes_nothing(tmp_path: Path) -> 
         ("-x", "local", "not a run name"),
         ("a/b", "local", "not a run name"),
         ("x" * 64, "local", "not a run name"),
-        ("x", "slurm", "--scheduler slurm: not supported by launch yet; write its script"),
+        ("x", "kubernetes", "--scheduler kubernetes: not supported yet; use one of: local, slurm"),
+        ("x", "slurm", "there is no sbatch on this machine's PATH; run this on a login node"),
     ]:
         with pytest.raises(LaunchError, match=words):
             launch(job, outputs=outputs, command=[], name=name, scheduler=scheduler)

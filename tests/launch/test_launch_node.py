@@ -25,14 +25,13 @@ from titan_recipes.launch.claim import claim
 from titan_recipes.launch.node import adopt_job, main
 from titan_recipes.launch.record import (
     Attempt,
-    RunState,
     known_outputs,
     new_record,
     process_start,
     read_record,
-    run_status,
     write_record,
 )
+from titan_recipes.launch.state import RunState, run_status
 from titan_recipes.launch.torchrun import explain
 
 PRELUDE = """

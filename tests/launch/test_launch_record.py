@@ -26,7 +26,6 @@ from titan_recipes.launch.attempts import (
 from titan_recipes.launch.record import (
     Attempt,
     RunRecord,
-    RunState,
     git_revision,
     known_outputs,
     new_record,
@@ -34,9 +33,9 @@ from titan_recipes.launch.record import (
     process_start,
     read_record,
     remember_outputs,
-    run_status,
     write_record,
 )
+from titan_recipes.launch.state import RunState, run_status
 
 GONE = 2**22 + 1  # above the highest process id there is
 

@@ -21,7 +21,7 @@ from titan_recipes.cli import main
 from titan_recipes.config.cluster import Cluster
 from titan_recipes.config.load import read_section
 from titan_recipes.launch.slurm_check import Comparison
-from titan_recipes.launch.slurm_site import parse_accounting, parse_nodes, parse_partitions
+from titan_recipes.launch.slurm_text import parse_accounting, parse_nodes, parse_partitions
 from titan_recipes.launch.slurm_trial import file_findings, trial_command
 
 

@@ -15,12 +15,8 @@ from titan_recipes.config.cluster import read_cluster
 from titan_recipes.errors import BundleError, ConfigError, LaunchError
 from titan_recipes.launch import slurm_profile
 from titan_recipes.launch.slurm_profile import choose_partition, profile_text, write_profile
-from titan_recipes.launch.slurm_site import (
-    SlurmSite,
-    parse_accounting,
-    parse_nodes,
-    parse_partitions,
-)
+from titan_recipes.launch.slurm_site import SlurmSite
+from titan_recipes.launch.slurm_text import parse_accounting, parse_nodes, parse_partitions
 
 
 def test_profile_of_a_mixed_partition_keeps_to_its_gpus(tmp_path: Path) -> None:

@@ -9,16 +9,13 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from titan_recipes.bundle.find import find_bundle
 from titan_recipes.config.data_root import data_root
-from titan_recipes.config.job import Job
 from titan_recipes.config.site import Container, Hardware, Site
 from titan_recipes.errors import LaunchError
 from titan_recipes.render import Submission, render_sbatch
@@ -114,29 +111,27 @@ HOSTILE = (
 @pytest.mark.parametrize("value", HOSTILE)
 def test_env_values_pass_the_shell_unchanged(value: str, tmp_path: Path) -> None:
     """The script runs with an srun that writes down what it got."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "srun").write_text('#!/bin/sh\nprintf "%s" "$VALUE" >"$RECORD"\n')
-    (programs / "scontrol").write_text("#!/bin/sh\necho node1\n")
-    for program in programs.iterdir():
-        program.chmod(0o755)
     job = find_bundle("llama3_debug").resolve("cpu1").job
     text = render_sbatch(replace(job, env={"VALUE": value}), Submission(run_dir=str(tmp_path)))
-    environment = {
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "RECORD": str(tmp_path / "record"),
-        "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NODELIST": "node1",
-    }
-    done = _run(text, tmp_path, environment)
+    done = _run(text, tmp_path, srun=f'printf "%s" "$VALUE" >{tmp_path}/record')
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "record").read_text() == value
     assert not (tmp_path / "pwned").exists()
 
 
-def _run(
-    text: str, folder: Path, environment: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
+def _run(text: str, folder: Path, *, srun: str) -> subprocess.CompletedProcess[str]:
+    """The script, in a shell where srun is only this line of sh."""
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "srun").write_text(f"#!/bin/sh\n{srun}\n")
+    (programs / "scontrol").write_text("#!/bin/sh\necho node1\n")
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node1",
+    }
     return subprocess.run(
         ["bash"], input=text, cwd=folder, env=environment, capture_output=True, text=True
     )
@@ -149,17 +144,21 @@ def test_run_directory_that_sbatch_cannot_take_is_refused(run_dir: str) -> None:
         render_sbatch(job, Submission(run_dir=run_dir))
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o000])
+@pytest.mark.parametrize("mode", [0o644, 0o640])
 def test_secret_that_others_could_read_ends_the_job(mode: int, tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("hunter2")
     file.chmod(mode)
     done = _run_with_secret(file, tmp_path)
-    if mode == 0 and os.access(file, os.R_OK):
-        pytest.skip("root reads everything")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+    assert done.stderr == f"error: {file}: others can read it; chmod 600\n"
     assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_secret_whose_file_is_missing_ends_the_job(tmp_path: Path) -> None:
+    done = _run_with_secret(tmp_path / "none", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {tmp_path}/none: can't be read, for KEY\n"
 
 
 def test_secret_of_its_owner_reaches_the_ranks_and_no_text(tmp_path: Path) -> None:
@@ -172,19 +171,8 @@ def test_secret_of_its_owner_reaches_the_ranks_and_no_text(tmp_path: Path) -> No
 
 
 def _run_with_secret(file: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "srun").write_text('#!/bin/sh\necho "got $KEY"\n')
-    (programs / "scontrol").write_text("#!/bin/sh\necho node1\n")
-    for program in programs.iterdir():
-        program.chmod(0o755)
-    job: Job = find_bundle("llama3_debug").resolve("cpu1").job
+    job = find_bundle("llama3_debug").resolve("cpu1").job
     site = replace(job.site, secrets={"KEY": f"file:{file}"})
     text = render_sbatch(replace(job, site=site), Submission(run_dir=str(tmp_path)))
     assert "hunter2" not in text
-    environment: dict[str, Any] = {
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NODELIST": "node1",
-    }
-    return _run(text, tmp_path, environment)
+    return _run(text, tmp_path, srun='echo "got $KEY"')

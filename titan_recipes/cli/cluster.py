@@ -35,7 +35,7 @@ def init(name: str, partition: str | None, output: Path | None, outputs: str, fo
     """
     from titan_recipes.config.home import expanded
     from titan_recipes.launch import slurm_profile as profiles
-    from titan_recipes.launch.slurm_site import ask_site
+    from titan_recipes.launch.slurm_ask import ask_site
 
     path = output or profiles.profile_path(name)
     profiles.check_free(path, force=force)
@@ -65,8 +65,8 @@ def check(name: str | None, as_json: bool) -> None:
     """
     from titan_recipes.config.cluster import find_cluster
     from titan_recipes.errors import ConfigError
+    from titan_recipes.launch.slurm_ask import ask_site
     from titan_recipes.launch.slurm_check import check as compare
-    from titan_recipes.launch.slurm_site import ask_site
 
     found, profile = find_cluster(name)
     if not found:

@@ -5,7 +5,7 @@ They work the same from any shell. RUN is a name or a run directory; default: th
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -95,6 +95,7 @@ def _facts(status: "Status") -> list[tuple[str, str]]:
     facts = [
         ("run", status.run),
         ("state", f"{status.state}: {status.cause}" if status.cause else status.state),
+        *((("job", _job(status.job)),) if status.job else ()),
         ("recipe", f"{status.recipe}, plan {status.plan}, {status.scheduler}"),
         ("attempt", _attempt(status)),
         ("step", progress(status.step, status.total_steps)),
@@ -113,6 +114,15 @@ def _facts(status: "Status") -> list[tuple[str, str]]:
     return [*facts, *(("next", command) for command in status.next)]
 
 
+def _job(job: dict[str, Any]) -> str:
+    """A job in SLURM's queue, in one line."""
+    text = f"{job['id']} {job['state']}"
+    if job["nodes"]:
+        return f"{text} on {job['nodes']} ({job['num_nodes']}) for {job['elapsed']}"
+    text += f": {job['reason']}" if job["reason"] else ""
+    return f"{text}; starts about {job['start']}" if job["start"] else text
+
+
 def _attempt(status: "Status") -> str:
     from titan_recipes.launch.attempts import NEVER_RETRIED
 
@@ -127,7 +137,7 @@ def _attempt(status: "Status") -> str:
     return text
 
 
-def _failure(failure: dict[str, object]) -> str:
+def _failure(failure: dict[str, Any]) -> str:
     return f"attempt {failure['attempt']}: {failure['cause']} (exit {failure['exit_code']})"
 
 
@@ -136,25 +146,37 @@ def _failure(failure: dict[str, object]) -> str:
 Examples:
   titan-recipes logs -f
   titan-recipes logs my_run --rank 1
+  titan-recipes logs my_run --node 3
   titan-recipes logs my_run --grep 'loss|checkpoint'"""
 )
 @run_argument
 @click.option("-f", "--follow", is_flag=True, help="Follow the run to its end, across retries.")
 @click.option("--rank", type=click.IntRange(min=0), help="One rank's raw output.")
+@click.option("--node", type=click.IntRange(min=0), help="What one node says; default: node 0.")
 @click.option("--grep", default="", metavar="REGEX", help="Only lines that match.")
 @outputs_option
-def logs(run: str | None, follow: bool, rank: int | None, grep: str, outputs: Path | None) -> None:
+def logs(
+    run: str | None,
+    follow: bool,
+    rank: int | None,
+    node: int | None,
+    grep: str,
+    outputs: Path | None,
+) -> None:
     """Print a run's log. Ctrl-C leaves the run alone."""
+    if rank is not None and node is not None:
+        raise click.UsageError("--rank and --node: give one of them")
     from titan_recipes.launch.logs import log_lines
-    from titan_recipes.launch.record import run_status
     from titan_recipes.launch.runs import find_run
+    from titan_recipes.launch.state import run_status
 
     layout = find_run(run, outputs).layout
 
     def running() -> bool:
         return not run_status(layout).state.is_final
 
-    for line in log_lines(layout, rank=rank, grep=grep, running=running if follow else None):
+    still = running if follow else None
+    for line in log_lines(layout, rank=rank, node=node, grep=grep, running=still):
         click.echo(line)
 
 
@@ -172,8 +194,8 @@ def cancel(run: str | None, now: bool, outputs: Path | None) -> None:
     from titan_recipes.launch import control
     from titan_recipes.launch.attempts import saves
     from titan_recipes.launch.follow import end_of
-    from titan_recipes.launch.record import run_status
     from titan_recipes.launch.runs import find_run
+    from titan_recipes.launch.state import run_status
     from titan_recipes.launch.status import status_of
 
     found = find_run(run, outputs)
@@ -227,16 +249,17 @@ def resume(
     """Continue a run that was stopped, failed or lost, from its newest checkpoint."""
     from titan_recipes.launch import control
     from titan_recipes.launch.follow import follow
-    from titan_recipes.launch.record import RunState
     from titan_recipes.launch.runs import find_run, open_run
+    from titan_recipes.launch.state import run_status
     from titan_recipes.launch.status import next_commands
 
     found = find_run(run, outputs)
     offset = control.resume(found, overrides)
     if not detach:
         context.exit(follow(open_run(found.layout.root), log_offset=offset))
-    click.echo(f"{found.name} is running again")
-    for command in next_commands(found.word, RunState.RUNNING, resumes=False):
+    state = run_status(found.layout).state
+    click.echo(f"{found.name} is {state.value} again")
+    for command in next_commands(found.word, state, resumes=False):
         click.echo(f"  {command}")
 
 

@@ -70,15 +70,25 @@ Examples:
   titan-recipes launch llama3_debug
   titan-recipes launch llama3_debug --plan cpu1 --set training.steps=50 --name first_try
   titan-recipes launch llama3_8b --dry-run
-  titan-recipes launch ./my_8b --detach"""
+  titan-recipes launch ./my_8b --detach
+  titan-recipes launch llama3_8b --cluster lab --scheduler slurm --after first_try"""
 )
 @_job_options
 @click.option("--detach", is_flag=True, help="Start it and return, instead of following it.")
+@click.option(
+    "--after",
+    multiple=True,
+    metavar="RUN",
+    help="Wait until RUN, a run under SLURM, has succeeded. May be repeated.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the files of the launch; submit nothing.")
-def launch(name: str | None, detach: bool, dry_run: bool, **options: Any) -> None:
+def launch(
+    name: str | None, detach: bool, dry_run: bool, after: tuple[str, ...], **options: Any
+) -> None:
     """Run RECIPE (a name, name@version, or a directory) and follow it to its end.
 
-    Ctrl-C stops the run with a checkpoint; `titan-recipes resume` continues it.
+    Ctrl-C stops a local run with a checkpoint, which `titan-recipes resume` continues; a run in
+    SLURM's queue goes on by itself.
     """
     from titan_recipes.launch.submit import preview
 
@@ -90,7 +100,7 @@ def launch(name: str | None, detach: bool, dry_run: bool, **options: Any) -> Non
         return
 
     from titan_recipes.launch.follow import follow
-    from titan_recipes.launch.runs import open_run
+    from titan_recipes.launch.runs import find_run, open_run
     from titan_recipes.launch.submit import launch as start
     from titan_recipes.launch.text import command
 
@@ -101,6 +111,7 @@ def launch(name: str | None, detach: bool, dry_run: bool, **options: Any) -> Non
         name=name,
         scheduler=scheduler,
         where_of=lambda key: resolution.provenance.get(key, "defaults"),
+        after=[find_run(run) for run in after],
     )
     for note in started.notes:
         click.echo(note)

@@ -5,6 +5,7 @@ Without `--cluster` the profile named `default` is used where there is one, else
 a profile does not say is not checked.
 """
 
+import math
 import os
 from dataclasses import field, fields
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import Literal
 
 from titan_recipes.config.hardware import ANY_GPU, GPUS, NO_GPU
 from titan_recipes.config.home import expanded, user_folder
-from titan_recipes.config.load import did_you_mean, read_section, read_toml
+from titan_recipes.config.load import did_you_mean, read_section, read_toml, show
 from titan_recipes.config.schema import Plan, section
 from titan_recipes.config.site import Site, env_problems, site_problems
+from titan_recipes.config.slurm_time import limit_seconds
 from titan_recipes.errors import BundleError, ConfigError, Problem
 
-LATER = ("kubernetes", "preflight")
-OF_SLURM = ("slurm", "setup", "container", "mounts", "secrets")
-"""What only SLURM's script honours."""
+LATER = ("kubernetes",)
+OF_SLURM = ("slurm", "setup", "container", "mounts", "secrets", "preflight")
+"""What only SLURM's jobs honour."""
 
 
 @section
@@ -114,3 +116,14 @@ def check_fits(plan: Plan, cluster: Cluster, where: str) -> list[Problem]:
         cure = f"--set plan.gpus_per_node={have.gpus_per_node} and more nodes"
         problems.append(Problem(where, "plan.gpus_per_node", got, cure))
     return problems
+
+
+def check_time(grace_seconds: float, cluster: Cluster, where: str) -> list[Problem]:
+    """A time limit that is over before a job has done more than save: it would requeue for ever."""
+    time = cluster.slurm.get("time", False)
+    limit = math.inf if isinstance(time, bool) else limit_seconds(str(time)) or math.inf
+    if limit > grace_seconds:
+        return []
+    got = f"{grace_seconds} s, all of the cluster's slurm.time = {show(time)}"
+    cure = "ask for more time, or for fewer seconds to save in"
+    return [Problem(where, "fault_tolerance.grace_seconds", got, cure)]

@@ -10,6 +10,7 @@
   STOP                                  exists: every rank stops at the next step boundary
   REQUEUE                               the trainer stopped before its last step
   EXCLUDE                               hosts that failed a preflight, separated by commas
+  slurm_job  logs/slurm-<id>.log        id of its SLURM job; what the batch script and srun print
 """
 
 import json
@@ -90,6 +91,13 @@ class RunLayout:
     @property
     def exclude(self) -> Path:
         return self.root / "EXCLUDE"
+
+    @property
+    def slurm_job(self) -> Path:
+        return self.root / "slurm_job"
+
+    def slurm_log(self, job_id: str) -> Path:
+        return self.logs / f"slurm-{job_id}.log"
 
     def node_log(self, node: int) -> Path:
         return self.logs / f"node-{node}.log"

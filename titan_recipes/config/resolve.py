@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from titan_recipes.config.cluster import Cluster, check_fits
+from titan_recipes.config.cluster import Cluster, check_fits, check_time
 from titan_recipes.config.datasets import dataset_problems
 from titan_recipes.config.folders import folder_problems
 from titan_recipes.config.job import Derived, Job, Origin, to_toml
@@ -66,6 +66,8 @@ def resolve(
     try:
         config = _validated(data, provenance, layers)
         problems += check_fits(config.plan, cluster, provenance.get("plan.gpu", plan))
+        grace, key = config.fault_tolerance.grace_seconds, "fault_tolerance.grace_seconds"
+        problems += check_time(grace, cluster, provenance.get(key, "defaults"))
         derived, notes = check(config, provenance)
     except ConfigError as error:
         raise ConfigError(dict.fromkeys([*problems, *error.problems])) from None

@@ -11,6 +11,7 @@ from typing import Literal
 
 from titan_recipes.config.load import did_you_mean, show
 from titan_recipes.config.schema import NonNegative, NonNegativeFloat, section
+from titan_recipes.config.slurm_time import limit_seconds
 from titan_recipes.errors import Problem
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -147,8 +148,19 @@ def _option_problems(name: str, value: str | int | bool, where: str) -> Iterator
         yield Problem(where, key, "unknown sbatch option", near)
     elif isinstance(value, str) and not is_one_line(value):
         yield Problem(where, key, f"got {show(value)}", "must be one line without NUL")
+    elif name in ("time", "time-min"):
+        yield from _time_problems(key, value, where)
     elif isinstance(value, str) and ('"' in value or "\\" in value):
         yield Problem(where, key, f"got {show(value)}", 'sbatch has no way to take " or \\')
+
+
+def _time_problems(key: str, value: str | int | bool, where: str) -> Iterator[Problem]:
+    try:
+        if not isinstance(value, bool):
+            limit_seconds(str(value))
+    except ValueError:
+        forms = '"90" is minutes; "4:00:00", "1-12" and "1-12:30:00" begin with hours or days'
+        yield Problem(where, key, f"got {show(value)}", forms)
 
 
 def _mount_problems(mounts: Mapping[str, str], where: str) -> Iterator[Problem]:

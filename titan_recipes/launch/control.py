@@ -3,7 +3,8 @@
 Stopping is asking: the stop file appears, the trainer saves and ends, the node entry point writes
 down how. Only `kill` signals anything, and only where the node entry point no longer answers is the
 record written in its place. Resuming starts the node entry point again on the same directory; a
-lock makes sure that of two shells that resume at once, one does.
+lock makes sure that of two shells that resume at once, one does. A run under SLURM is resumed by
+another job; while its job waits in the queue, cancelling it is cancelling that.
 """
 
 import errno
@@ -17,38 +18,42 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from titan_recipes.config.job import Job, read_job, to_toml
-from titan_recipes.config.layout import RunLayout, replace_file
+from titan_recipes.config.layout import replace_file
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch.attempts import check_kept, newest_checkpoint, saves
 from titan_recipes.launch.changes import change
 from titan_recipes.launch.logs import Tail
 from titan_recipes.launch.record import (
-    START_TIMEOUT_SECONDS,
     Attempt,
-    RunState,
     is_alive,
     now,
     process_start,
     read_record,
-    run_status,
     write_record,
 )
 from titan_recipes.launch.runs import Run, open_run
+from titan_recipes.launch.slurm_queue import QueuedJob, find_job, scancel
+from titan_recipes.launch.slurm_submit import script_of, submit
+from titan_recipes.launch.state import (
+    SLURM_SCHEDULERS,
+    START_TIMEOUT_SECONDS,
+    RunState,
+    run_status,
+    slurm_job,
+)
 from titan_recipes.launch.status import checkpoint_folder
 from titan_recipes.launch.stop import CANCEL_WORD, KILL_WORD, KILLED
 from titan_recipes.launch.titan_local import resume_node
 from titan_recipes.launch.torchrun import end_orphans
+from titan_recipes.render import Submission
 
 POLL_SECONDS = 0.1
+SIGNAL_SECONDS = 1.0  # between two signals to the nodes
+END_SECONDS = (
+    120.0  # for SLURM to end a cancelled job: its KillWait is 30 s where nobody changed it
+)
 ANSWER_SECONDS = 30.0  # beyond grace_seconds, for the node entry point to end and say so
 KILL_SECONDS = 10.0  # for the node entry point to kill its ranks and say so
-
-STARTERS: dict[str, Callable[[RunLayout], int]] = {
-    "local": resume_node,
-    "titan_local": resume_node,
-    "local_cwd": resume_node,
-}
-"""Scheduler -> what starts the node entry point of an ended run again; gives its process id."""
 
 
 @contextmanager
@@ -70,8 +75,10 @@ def cancel(run: Run, *, waiting: Callable[[float], None]) -> Run:
     job = run.job()
     grace = job.fault_tolerance.grace_seconds if job else 0
     began = time.monotonic()
-    while not run_status(run.layout).state.is_final:
+    while not (status := run_status(run.layout)).state.is_final:
         waited = time.monotonic() - began
+        if status.job and status.state is RunState.PENDING and status.job.state == "PENDING":
+            return _leave_queue(run, status.job)
         if waited > grace + ANSWER_SECONDS:
             return _unanswered(open_run(run.layout.root), waited)
         with _ours(run, "stop"):
@@ -85,16 +92,59 @@ def cancel(run: Run, *, waiting: Callable[[float], None]) -> Run:
 def _unanswered(run: Run, waited: float) -> Run:
     """A node that neither stopped nor killed its ranks in time: gone with its host, or stuck."""
     last = run.record.attempts[-1] if run.record.attempts else None
-    if last and last.host != socket.gethostname():
+    in_slurm = run.record.scheduler in SLURM_SCHEDULERS
+    if last and last.host != socket.gethostname() and not in_slurm:
         return _close(run, last, f"lost: {last.host} did not answer for {waited:.0f} s")
     kill = f"titan-recipes cancel {run.word} --now"
     raise LaunchError(f"{run.name}: not stopped after {waited:.0f} s; kill it: {kill}")
 
 
+def _leave_queue(run: Run, job: QueuedJob) -> Run:
+    """Take a job that waits out of the queue."""
+    with _ours(run, "stop"):
+        run.layout.stop.write_text(CANCEL_WORD, encoding="utf-8")
+    scancel(job.id)
+    _await_end(job)
+    return _closed(open_run(run.layout.root), "cancelled while it waited in the queue")
+
+
+def _await_end(job: QueuedJob) -> None:
+    """Wait until a cancelled job is over. Raises LaunchError where SLURM does not end it."""
+    deadline = time.monotonic() + END_SECONDS
+    while (now := find_job(job.id)) and not now.has_ended:
+        if time.monotonic() > deadline:
+            cure = f"see: scontrol show job {job.id}"
+            raise LaunchError(f"SLURM job {job.id}: still {now.state} after scancel; {cure}")
+        time.sleep(POLL_SECONDS)
+
+
+def _closed(run: Run, cause: str) -> Run:
+    """The run, its last attempt closed where nobody is left who could."""
+    last = run.record.attempts[-1] if run.record.attempts else None
+    return run if last is None or last.final else _close(run, last, cause)
+
+
 def kill(run: Run) -> Run:
     """End a run at once, without a checkpoint; the run as it ended. Raises LaunchError."""
     with _ours(run, "stop"):
-        return _kill(run)
+        return _kill_job(run) if run.record.scheduler in SLURM_SCHEDULERS else _kill(run)
+
+
+def _kill_job(run: Run) -> Run:
+    """End a run's SLURM job: its nodes are told twice, so that they write down how it ended."""
+    run.layout.stop.write_text(KILL_WORD, encoding="utf-8")
+    job = find_job(slurm_job(run.layout, run.record))
+    if job is None or job.has_ended:
+        return open_run(run.layout.root)
+    deadline = time.monotonic() + KILL_SECONDS
+    while job.state == "RUNNING" and time.monotonic() < deadline:
+        if run_status(run.layout).state.is_final:
+            break
+        scancel(job.id, "--signal=TERM")
+        time.sleep(SIGNAL_SECONDS)
+    scancel(job.id)
+    _await_end(job)
+    return _closed(open_run(run.layout.root), KILLED)
 
 
 def _kill(run: Run) -> Run:
@@ -113,9 +163,7 @@ def _kill(run: Run) -> Run:
         _signal(last.pid, signal.SIGTERM if patient else signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     end_orphans(run.layout)
-    run = open_run(run.layout.root)
-    last = run.record.attempts[-1]
-    return run if last.final else _close(run, last, KILLED)
+    return _closed(open_run(run.layout.root), KILLED)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -134,7 +182,8 @@ def _close(run: Run, last: Attempt, cause: str) -> Run:
 def resume(run: Run, overrides: Sequence[str] = ()) -> int:
     """Start a run that has ended again; returns the size its node log had before.
 
-    overrides: `section.key=value` for `CHANGEABLE` keys. Returns once the new attempt has begun.
+    overrides: `section.key=value` for `CHANGEABLE` keys. Returns once the new attempt has begun, or
+    its job is in SLURM's queue.
     Raises ConfigError or LaunchError where it can't be resumed; nothing is changed then.
     """
     layout = run.layout
@@ -159,12 +208,33 @@ def resume(run: Run, overrides: Sequence[str] = ()) -> int:
         log = layout.node_log(0)
         offset = log.stat().st_size if log.exists() else 0
         try:
-            _await_attempt(run, start(layout), offset)
+            start(run, offset)
         except BaseException:
             if not _began(run):
                 replace_file(layout.job, text)
             raise
     return offset
+
+
+def _start_here(run: Run, log_offset: int) -> None:
+    """Start the node entry point again, and wait until it began an attempt."""
+    _await_attempt(run, resume_node(run.layout), log_offset)
+
+
+def _start_in_slurm(run: Run, log_offset: int) -> None:
+    """Submit another job."""
+    job = read_job(run.layout.job)
+    submit(run.layout, script_of(job, Submission(run_dir=str(run.layout.root), resumed=True)))
+
+
+STARTERS: dict[str, Callable[[Run, int], None]] = {
+    "local": _start_here,
+    "titan_local": _start_here,
+    "local_cwd": _start_here,
+    "slurm": _start_in_slurm,
+    "titan_slurm": _start_in_slurm,
+}
+"""Scheduler -> what starts an ended run again; it is told how long the node log was."""
 
 
 def _check_unfinished(run: Run, job: Job, changed: Job, state: RunState) -> None:

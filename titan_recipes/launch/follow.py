@@ -1,8 +1,9 @@
 """Following a run to its end from a terminal.
 
 What the run prints for people is shown as it is; on a terminal a progress line stands below it,
-fed by the lines for programs in the same log. The run does not depend on who follows it: the first
-Ctrl-C asks it to stop with a checkpoint and goes on following, the second only leaves.
+fed by the lines for programs in the same log. The run does not depend on who follows it: locally
+the first Ctrl-C asks it to stop with a checkpoint and goes on following, the second only leaves;
+a run in a queue is left at the first.
 """
 
 import shlex
@@ -23,12 +24,13 @@ from rich.table import Column
 
 from titan_recipes.config.job import Job
 from titan_recipes.config.schema import Metrics
-from titan_recipes.launch.attempts import NEVER_RETRIED, exit_code, saves
+from titan_recipes.errors import EXIT_DONE
+from titan_recipes.launch.attempts import EXIT_FAILED, NEVER_RETRIED, exit_code, saves
 from titan_recipes.launch.logs import POLL_SECONDS, Tail, metrics_of
-from titan_recipes.launch.record import run_status
 from titan_recipes.launch.rows import figure
 from titan_recipes.launch.runs import Run, open_run
-from titan_recipes.launch.status import Status, eta_seconds, loss_of, status_of
+from titan_recipes.launch.state import SLURM_SCHEDULERS, RunState, run_status
+from titan_recipes.launch.status import Status, eta_seconds, loss_of, next_commands, status_of
 from titan_recipes.launch.text import command, duration, gib, number, progress, short_path
 
 EXIT_LEFT = 130  # the shell's code for Ctrl-C: whoever followed left, the run goes on
@@ -113,12 +115,17 @@ def follow(run: Run, *, log_offset: int = 0, console: Console | None = None) -> 
     """
     layout = run.layout
     tail = Tail(layout.node_log(0), offset=log_offset)
-    interrupts, answered = Interrupts(), 0
+    interrupts, answered, waits = Interrupts(), 0, ""
+    is_queued = run.record.scheduler in SLURM_SCHEDULERS
     console = console or Console(file=sys.stdout)
     job = run.job()
     with interrupts.caught(), Screen(job, console) as screen:
         while True:
-            ended = run_status(layout).state.is_final  # asked before the last look at the log
+            status = run_status(layout)  # asked before the last look at the log
+            ended = status.state.is_final
+            if is_queued and status.state is RunState.PENDING and status.cause != waits:
+                waits = status.cause
+                screen.line(f"waiting: {waits}" if waits else "waiting for SLURM")
             for line in tail.rest() if ended else tail.lines():
                 if (row := metrics_of(line)) is None:
                     screen.line(line)
@@ -128,9 +135,11 @@ def follow(run: Run, *, log_offset: int = 0, console: Console | None = None) -> 
                 break
             if interrupts.count > answered:
                 answered += 1
-                if answered > 1:
-                    screen.line(f"left; {run.name} goes on {_stopping(job)}", "bold")
-                    screen.line(f"  {command('titan-recipes', f'status {run.word}')}")
+                if answered > 1 or is_queued:
+                    going = "" if is_queued else f" {_stopping(job)}"
+                    screen.line(f"left; {run.name} goes on{going}", "bold")
+                    for line in next_commands(run.word, status.state, resumes=False):
+                        screen.line(f"  {line}")
                     return EXIT_LEFT
                 try:
                     layout.stop.touch()
@@ -141,7 +150,8 @@ def follow(run: Run, *, log_offset: int = 0, console: Console | None = None) -> 
             time.sleep(POLL_SECONDS)
     ended_run = open_run(layout.root)
     tell_end(ended_run, screen)
-    return exit_code(ended_run.record.attempts)
+    code = exit_code(ended_run.record.attempts)
+    return EXIT_FAILED if status.state is RunState.FAILED and code == EXIT_DONE else code
 
 
 def _stopping(job: Job | None) -> str:

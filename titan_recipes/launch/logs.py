@@ -58,15 +58,27 @@ def metrics_of(line: str) -> dict[str, Any] | None:
     return cast(dict[str, Any], data) if isinstance(data, dict) else {}
 
 
-def log_path(layout: RunLayout, rank: int | None) -> Path:
-    """The node log, or one rank's raw log. Raises LaunchError where there is no such rank."""
-    if rank is None:
-        return layout.node_log(0)
-    path = layout.rank_log(rank)
+def log_path(layout: RunLayout, *, rank: int | None = None, node: int | None = None) -> Path:
+    """A rank's raw log, a node's log, or what people want first: node 0's.
+
+    Where node 0 never started, SLURM's last log says why. Raises LaunchError where there is no log.
+    """
+    if rank is not None:
+        return _existing(layout, "rank", rank)
+    if node is not None:
+        return _existing(layout, "node", node)
+    log = layout.node_log(0)
+    of_slurm = sorted(layout.logs.glob("slurm-*.log"), key=lambda path: path.stat().st_mtime)
+    return of_slurm[-1] if of_slurm and not log.exists() else log
+
+
+def _existing(layout: RunLayout, kind: str, number: int) -> Path:
+    path = layout.logs / f"{kind}-{number}.log"
     if not path.exists():
-        found = sorted(int(p.stem.removeprefix("rank-")) for p in layout.logs.glob("rank-*.log"))
-        there = f"there are ranks {', '.join(map(str, found))}" if found else "no rank has started"
-        raise LaunchError(f"{layout.root.name}: --rank {rank}: no log of it; {there}")
+        found = [p.stem.removeprefix(f"{kind}-") for p in layout.logs.glob(f"{kind}-*.log")]
+        listed = ", ".join(sorted(found, key=int))
+        there = f"there are {kind}s {listed}" if found else f"no {kind} has started"
+        raise LaunchError(f"{layout.root.name}: --{kind} {number}: no log of it; {there}")
     return path
 
 
@@ -82,6 +94,7 @@ def log_lines(
     layout: RunLayout,
     *,
     rank: int | None = None,
+    node: int | None = None,
     grep: str = "",
     running: Callable[[], bool] | None = None,
 ) -> Iterator[str]:
@@ -90,7 +103,7 @@ def log_lines(
     grep: a regular expression that a shown line matches somewhere. Raises LaunchError.
     """
     pattern = pattern_of(grep)
-    tail = Tail(log_path(layout, rank))
+    tail = Tail(log_path(layout, rank=rank, node=node))
 
     def shown(lines: list[str]) -> Iterator[str]:
         return (line for line in lines if metrics_of(line) is None and pattern.search(line))

@@ -12,19 +12,16 @@ A second signal, or fault_tolerance.grace_seconds without an end, kills the rank
 Node 0 is the only writer of run.json while it lives. Imports no torch.
 """
 
-import argparse
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from titan_recipes.config.home import expanded
 from titan_recipes.config.job import Job, decode, read_job, to_toml
 from titan_recipes.config.layout import (
     RankExit,
@@ -47,8 +44,10 @@ from titan_recipes.launch.attempts import (
 )
 from titan_recipes.launch.changes import is_same_training
 from titan_recipes.launch.claim import CLOCK_SKEW, claim
+from titan_recipes.launch.node_log import NodeLog
+from titan_recipes.launch.node_options import Options, parse_options
+from titan_recipes.launch.preflight import preflight
 from titan_recipes.launch.record import (
-    RUN_DIR_FLAG,
     Attempt,
     RunRecord,
     new_record,
@@ -59,7 +58,7 @@ from titan_recipes.launch.record import (
     write_record,
 )
 from titan_recipes.launch.rows import read_rows
-from titan_recipes.launch.stop import StopRequest
+from titan_recipes.launch.stop import KILL_WORD, KILLED, StopRequest, stop_word
 from titan_recipes.launch.torchrun import (
     ATTEMPT_FLAG,
     Torchrun,
@@ -69,84 +68,14 @@ from titan_recipes.launch.torchrun import (
     torchrun_command,
     torchrun_env,
 )
+from titan_recipes.render import SESSION
 
-TRAINER_MODULE = "titan_recipes.trainer"
 POLL_SECONDS = 0.1
 JOIN_TIMEOUT = timedelta(minutes=5)
 PEER_SECONDS = 30.0  # for ranks to find out that those of another node are gone
 AGAIN = "again"
 """What REQUEUE holds where all nodes are to start again in the allocation they have."""
 STOPPED = RankExit(EXIT_DONE, -1, "asked to stop before it started")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """The command line."""
-
-    run_dir: Path
-    job: str
-    nodes: int
-    node_rank: int
-    master_addr: str
-    run_id: str
-    resumed: bool
-    trainer_module: str
-
-
-def parse_options(argv: Sequence[str] | None) -> Options:
-    parser = argparse.ArgumentParser(prog="titan_recipes.launch.node", description=__doc__)
-    parser.add_argument(RUN_DIR_FLAG, type=Path, required=True, help="the run directory")
-    parser.add_argument("--job", default="", help="the encoded job; default: the directory's own")
-    parser.add_argument("--nodes", type=int, default=1, help="number of nodes")
-    parser.add_argument("--node-rank", type=int, default=0, help="this node's place among them")
-    parser.add_argument(
-        "--node-rank-env", default="", help="environment variable that holds its place"
-    )
-    parser.add_argument("--master-addr", default="", help="address of node 0")
-    parser.add_argument(
-        "--master-addr-env", default="", help="environment variable that holds the address"
-    )
-    parser.add_argument("--run-id", default="", help="the scheduler's id, the same on all nodes")
-    parser.add_argument(
-        "--resumed", action="store_true", help="a person asked for it: past failures don't count"
-    )
-    parser.add_argument("--trainer-module", default=TRAINER_MODULE, help=argparse.SUPPRESS)
-    given = vars(parser.parse_args(argv))
-    if place := os.environ.get(given.pop("node_rank_env")):
-        given["node_rank"] = int(place)
-    variable = given.pop("master_addr_env")
-    given["master_addr"] = given["master_addr"] or os.environ.get(variable) or "127.0.0.1"
-    given["run_dir"] = expanded(given["run_dir"]).resolve()
-    return Options(**given)
-
-
-class NodeLog:
-    """logs/node-<n>.log, which people read, and this process's stdout where that is not it."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
-        try:
-            same = os.path.samestat(os.fstat(sys.stdout.fileno()), os.fstat(self._file.fileno()))
-        except (OSError, ValueError):  # no stdout, or none with a file below it
-            same = True
-        self._echo = not same
-        self._lock = threading.Lock()
-
-    def write(self, line: bytes) -> None:
-        """Append one line, newline included."""
-        with self._lock:
-            self._file.write(line)
-            if self._echo:
-                try:
-                    sys.stdout.buffer.write(line)
-                    sys.stdout.flush()
-                except OSError:  # who read it is gone; the run goes on
-                    self._echo = False
-
-    def say(self, text: str) -> None:
-        """Append text."""
-        for line in text.splitlines():
-            self.write(f"{line}\n".encode())
 
 
 class Node:
@@ -159,6 +88,7 @@ class Node:
         self._checkpoints = layout.root / job.checkpoint.folder
         self._log = NodeLog(layout.node_log(options.node_rank))
         self._stop = StopRequest(layout, job.fault_tolerance.grace_seconds)
+        self._excludes = False  # the preflight found nodes that the next start does without
 
     def run(self) -> int:
         """Train, again after failures, until the run is over for this node; its exit code."""
@@ -183,7 +113,7 @@ class Node:
             self._tell(record, why)
             if attempt.final:
                 return exit_code(record.attempts)
-            if self._options.nodes > 1:
+            if self._options.nodes > 1 or attempt.outcome == "stopped" or self._excludes:
                 return attempt.exit_code
 
     def _open_record(self) -> RunRecord:
@@ -201,6 +131,8 @@ class Node:
             remember_outputs(self._layout.root.parent)
         else:
             record = read_record(self._layout)
+            handle = os.environ.get("TORCHX_JOB_ID", record.handle)  # `resume` submits another job
+            record = replace(record, handle=handle)
         last = record.attempts[-1] if record.attempts else None
         here = last and last.host == socket.gethostname()
         if last and here and process_start(last.pid) == last.pid_start:
@@ -208,10 +140,12 @@ class Node:
         end_orphans(self._layout)
         if last and last.outcome == "running":
             cause = f"lost: process {last.pid} on {last.host} went without a word"
+            if self._layout.stop.exists():  # preempted: the nodes went before all was saved
+                cause = "asked to stop, and ended before it had saved"
             record = self._end(record, RankExit(EXIT_FAILED, -1, cause))
             write_record(self._layout, record)
-        if self._options.resumed or record.attempts:  # a stop asked for before belongs to the past
-            self._layout.stop.unlink(missing_ok=True)
+        if self._options.resumed or (record.attempts and not self._stop.is_persons):
+            self._layout.stop.unlink(missing_ok=True)  # it was asked for before: done with
         self._stop.install()
         return record
 
@@ -223,6 +157,8 @@ class Node:
         if self._options.resumed or not attempts:
             return None
         last = attempts[-1]
+        if self._stop.is_persons:
+            return EXIT_DONE, "stopped by `cancel`; go on with: titan-recipes resume"
         if last.outcome == "done":
             return EXIT_DONE, "trained to its last step already"
         if last.outcome == "failed" and last.exit_code in NEVER_RETRIED:
@@ -275,6 +211,8 @@ class Node:
 
     def _train(self, attempt: Attempt) -> RankExit | None:
         """One torchrun, to its end; None where it succeeded, else why it did not."""
+        if why := self._preflight(attempt):
+            return why
         if self._stop.is_made:
             return STOPPED
         options, ranks = self._options, self._job.plan.gpus_per_node
@@ -297,12 +235,35 @@ class Node:
                 torchrun.kill()
             elif options.nodes > 1 and _age(end) > PEER_SECONDS:
                 torchrun.kill()  # its ranks wait for some that are gone
-        if killed:
-            return RankExit(EXIT_FAILED, -1, killed)
         if code == EXIT_DONE:
             return None
+        if killed or stop_word(self._layout) == KILL_WORD:  # scancel signals torchrun too
+            return RankExit(EXIT_FAILED, -1, killed or KILLED)
         why = explain(code, torchrun.errors(), read_exit(end))
         write_exit(end, why)  # other nodes learn from it that this one failed, and how
+        return why
+
+    def _preflight(self, attempt: Attempt) -> RankExit | None:
+        """Check the nodes, where the cluster profile asks for it; what keeps them from training."""
+        if not self._job.site.preflight.enable or self._stop.is_made:
+            return None
+        where = self._options
+        try:
+            why = preflight(
+                self._layout,
+                self._job,
+                where.nodes,
+                where.node_rank,
+                where.master_addr,
+                where.run_id,
+                attempt.number,
+                self._log.say,
+            )
+        except LaunchError as error:  # its port is taken: the next attempt takes another
+            return RankExit(EXIT_FAILED, -1, str(error))
+        self._excludes = (
+            why is not None and why.code == EXIT_FAILED and self._layout.exclude.exists()
+        )
         return why
 
     def _end(self, record: RunRecord, why: RankExit | None) -> RunRecord:
@@ -313,6 +274,7 @@ class Node:
         rows = [row for row in read_rows(self._layout.metrics) if row["step"] > last.step_from]
         stopped = self._stop.is_made and (why is None or why.code not in NEVER_RETRIED)
         if why is None and not self._layout.requeue.exists():
+            self._layout.stop.unlink(missing_ok=True)  # came too late
             last = replace(last, outcome="done", exit_code=EXIT_DONE, final=True)
         elif why is None or stopped:
             cause = why.cause if why else "asked to stop"
@@ -323,7 +285,9 @@ class Node:
             else:  # a scheduler that started it again would train from step 0 for ever
                 self._layout.requeue.unlink(missing_ok=True)
                 cause += "; nothing was saved: its checkpoints are off"
-            last = replace(last, outcome="stopped", exit_code=EXIT_DONE, cause=cause, final=True)
+            # SLURM's script requeues the job: it goes on by itself.
+            final = not (self._layout.requeue.exists() and record.handle.startswith(SESSION))
+            last = replace(last, outcome="stopped", exit_code=EXIT_DONE, cause=cause, final=final)
         else:
             cause = why.cause
             if why.step < 0 and rows:
@@ -331,7 +295,9 @@ class Node:
             last = replace(last, outcome="failed", exit_code=why.code, cause=cause, rank=why.rank)
             max_restarts = self._job.fault_tolerance.max_restarts
             last = replace(last, final=not is_retried((*record.attempts[:-1], last), max_restarts))
-            if not last.final and self._options.nodes > 1:
+            if not last.final and self._excludes:
+                self._layout.requeue.touch()
+            elif not last.final and self._options.nodes > 1:
                 self._layout.requeue.write_text(AGAIN, encoding="utf-8")
         return replace(record.with_attempt(last), measured=measured(rows) or record.measured)
 

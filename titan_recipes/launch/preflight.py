@@ -1,26 +1,22 @@
 """The preflight: the nodes of an attempt are checked before the trainer starts, bad ones are named.
 
-Every node checks itself (node_checks), leaves what it found in the run directory, as
-attempts/preflight/<attempt>/node-<rank>.json, and goes to node 0 (meeting). Node 0 compares what
-came: who is missing, whose file is not in its own run directory, whose clock or torch is another.
-If all is well the ranks of all nodes sum integers (all_reduce); if that fails or is slow, each node
-does it alone and then with either neighbour. Every node ends with the same verdict.
+Every node checks itself, leaves what it found in the run directory (node_report) and goes to node
+0 (meeting). Node 0 compares what came: who is missing, whose file is not in its own run directory,
+whose clock or torch is another. If all is well the ranks of all nodes sum integers (all_reduce); if
+that fails or is slow, each node does it alone and then with either neighbour. Every node ends with
+the same verdict.
 """
 
 import json
 import os
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
 
-from titan_recipes import __version__
 from titan_recipes.config.job import Job
-from titan_recipes.config.layout import RankExit, RunLayout, replace_file
+from titan_recipes.config.layout import RankExit, RunLayout
 from titan_recipes.errors import EXIT_FAULT, LaunchError
 from titan_recipes.launch.all_reduce import (
     DEADLINE_SECONDS,
@@ -33,8 +29,7 @@ from titan_recipes.launch.all_reduce import (
 from titan_recipes.launch.attempts import EXIT_FAILED
 from titan_recipes.launch.hostlist import exclude_option, expand, write_exclude
 from titan_recipes.launch.meeting import Peer, clock_skew, gather, join, wrong_clocks
-from titan_recipes.launch.node_checks import Finding, check_node, torch_build
-from titan_recipes.launch.torchrun import Rendezvous, rendezvous
+from titan_recipes.launch.node_report import Place, Report, look
 
 JOIN_SECONDS = 300.0  # from the first node to the last: images may have to be pulled
 SHARED_SECONDS = 15.0  # for a file written elsewhere to show up here
@@ -72,71 +67,6 @@ def preflight(
     if verdict and node_rank == 0:
         say(verdict.cause)
     return verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """This node in its attempt."""
-
-    layout: RunLayout
-    job: Job
-    nodes: int
-    node_rank: int
-    address: str
-    run_id: str
-    attempt: int
-    say: Callable[[str], None]
-    module: str
-
-    def meet(self, purpose: str) -> Rendezvous:
-        """A port of its own for each purpose: one in use a moment ago may not be free yet."""
-        run_id = f"{self.run_id}.{self.attempt}.{purpose}"
-        return rendezvous(self.nodes, self.node_rank, self.address, run_id)
-
-    def stopped(self) -> bool:
-        return self.layout.stop.exists()
-
-    def report_file(self, node: int) -> Path:
-        return self.layout.preflight(self.attempt) / f"node-{node}.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a node found about itself."""
-
-    rank: int
-    host: str
-    """Its name in SLURM, which --exclude takes; else the host name."""
-    time: float
-    findings: list[Finding]
-    facts: dict[str, str]
-    """What must be the same on all nodes."""
-
-    @staticmethod
-    def read(data: Mapping[str, Any]) -> "Report":
-        fields = dict(data)
-        fields["findings"] = [Finding(**finding) for finding in fields["findings"]]
-        return Report(**fields)
-
-
-def look(here: Place) -> Report:
-    """Check this node, and leave the report where node 0 should see it."""
-    plan, root = here.job.plan, here.layout.root
-    folders = dict.fromkeys((root, root / here.job.checkpoint.folder))
-    findings = check_node(
-        plan.gpu, plan.gpus_per_node, here.job.site.preflight.min_shm_gib, list(folders)
-    )
-    facts = {"titan-recipes": __version__, "torch": torch_build().get("__version__", "none")}
-    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    report = Report(here.node_rank, host, time.time(), findings, facts)
-    file = here.report_file(here.node_rank)
-    with suppress(OSError):  # the folder's own finding says so
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, json.dumps(asdict(report), indent=1))
-    for finding in findings:
-        if not finding.ok:
-            here.say(f"preflight: {host}: {finding.seen}; {finding.cure}")
-    return report
 
 
 # --- every node but node 0 ------------------------------------------------------------------------

@@ -3,8 +3,7 @@
 There is no database: a run directory on a shared file system is seen by every shell and node.
 run.json is replaced atomically, and one process writes it at a time: the launcher, complete, before
 it schedules; from then on only the node entry point (node 0), until its process is gone; then
-whoever resumes. What a run is doing follows from the record, the stop file and whether the node
-entry point's process still lives (`run_status`).
+whoever resumes. What a run is doing follows from it and from what runs (`state.run_status`).
 
 The folders that runs were ever launched into are in an append-only list in the user's state
 directory, so that any shell finds them.
@@ -20,7 +19,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from enum import Enum
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -33,12 +31,9 @@ from titan_recipes.config.home import user_folder
 from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RunLayout, replace_file
 from titan_recipes.errors import LaunchError
-from titan_recipes.launch.torchrun import processes_with
 
 RUN_DIR_FLAG = "--run-dir"  # of the node entry point, by which its process is found
 Outcome = Literal["running", "done", "stopped", "failed"]
-START_TIMEOUT_SECONDS = 60.0
-SUBMIT_SECONDS = 2.0  # from the record to the process, which the launcher starts right after
 PACKAGES = (
     "titan-recipes",
     "torch",
@@ -129,29 +124,6 @@ class RunRecord:
         """The record with this attempt added, or put in place of the one of its number."""
         others = tuple(a for a in self.attempts if a.number != attempt.number)
         return replace(self, attempts=(*others, attempt))
-
-
-class RunState(Enum):
-    """What a run is doing."""
-
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    SUCCEEDED = "SUCCEEDED"
-    STOPPED = "STOPPED"
-    FAILED = "FAILED"
-
-    @property
-    def is_final(self) -> bool:
-        """Nothing more happens by itself."""
-        return self not in (RunState.PENDING, RunState.RUNNING)
-
-
-@dataclass(frozen=True, slots=True)
-class RunStatus:
-    """What a run is doing, and why in one line ("" where there is nothing to say)."""
-
-    state: RunState
-    cause: str = ""
 
 
 def now() -> str:
@@ -275,49 +247,6 @@ def is_alive(attempt: Attempt) -> bool:
     if attempt.host != socket.gethostname():
         return not attempt.final
     return process_start(attempt.pid) == attempt.pid_start
-
-
-def run_status(layout: RunLayout, record: RunRecord | None = None) -> RunStatus:
-    """What the run is doing, from the record, the stop file and the entry point's process."""
-    record = record or read_record(layout)
-    if not record.attempts:
-        return _unstarted(layout, record)
-    last = record.attempts[-1]
-    if last.outcome == "done":
-        return RunStatus(RunState.SUCCEEDED)
-    if last.outcome == "stopped":
-        return RunStatus(RunState.STOPPED, last.cause)
-    if last.final:
-        return RunStatus(RunState.FAILED, last.cause)
-    if is_alive(last):
-        if layout.stop.exists():
-            return RunStatus(RunState.RUNNING, "asked to stop; saving a checkpoint")
-        return RunStatus(RunState.RUNNING, f"retrying after: {last.cause}" if last.cause else "")
-    after = _read_again(layout, record)
-    if after is not None:
-        return run_status(layout, after)
-    lost = f"lost: its process {last.pid} on {last.host} is gone without a word"
-    return RunStatus(RunState.FAILED, f"{lost}; before it: {last.cause}" if last.cause else lost)
-
-
-def _read_again(layout: RunLayout, before: RunRecord) -> RunRecord | None:
-    """The record, where it changed since it was read: a process writes its end, then goes."""
-    record = read_record(layout)
-    return record if record.attempts != before.attempts else None
-
-
-def _unstarted(layout: RunLayout, record: RunRecord) -> RunStatus:
-    """A run without attempts: soon to start, waiting in a queue, or never started at all."""
-    age = (datetime.now(UTC) - datetime.fromisoformat(record.created)).total_seconds()
-    here = record.host == socket.gethostname()
-    if record.scheduler != "local" or age < (SUBMIT_SECONDS if here else START_TIMEOUT_SECONDS):
-        return RunStatus(RunState.PENDING)
-    if here and processes_with(RUN_DIR_FLAG, str(layout.root)):
-        return RunStatus(RunState.PENDING)
-    after = _read_again(layout, record)
-    if after is not None:
-        return run_status(layout, after)
-    return RunStatus(RunState.FAILED, "lost: its process began no attempt; see logs/node-0.log")
 
 
 def known_outputs() -> list[Path]:

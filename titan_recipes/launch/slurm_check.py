@@ -15,17 +15,11 @@ from typing import Any
 from titan_recipes.config.cluster import Cluster
 from titan_recipes.config.hardware import NO_GPU
 from titan_recipes.config.load import did_you_mean, show
+from titan_recipes.config.slurm_time import limit_seconds, slurm_time
 from titan_recipes.errors import LaunchError, Problem
-from titan_recipes.launch.slurm_site import (
-    Accounting,
-    Node,
-    Partition,
-    SlurmSite,
-    gpu_model,
-    hostnames,
-    limit_seconds,
-    slurm_time,
-)
+from titan_recipes.launch.slurm_ask import hostnames
+from titan_recipes.launch.slurm_site import Accounting, Node, Partition, SlurmSite
+from titan_recipes.launch.slurm_text import gpu_model
 from titan_recipes.launch.slurm_trial import Finding, file_findings, trial
 from titan_recipes.launch.text import duration
 from titan_recipes.render.sbatch import LEFT_OF_MEMORY, MIB
@@ -194,11 +188,8 @@ class Comparison:
             )
             yield say("slurm.account", f"got {show(account)}", cure)
         elif account:
-            for partition in self.partitions:
-                if not partition.takes_account(account):
-                    got = f"{partition.name} does not take account {account}"
-                    cure = f"it takes {_some(filter(partition.takes_account, accounting.accounts))}"
-                    yield say("slurm.account", got, cure)
+            mine = accounting.accounts
+            yield from self._not_taken("account", account, mine, Partition.takes_account, say)
         yield from self._qos_findings(accounting, account)
 
     def _qos_findings(self, accounting: Accounting, account: str) -> Iterator[Finding]:
@@ -211,11 +202,22 @@ class Comparison:
             got = f"got {show(asked)}, which account {account} does not have"
             yield say("slurm.qos", got, f"yours: {_some(mine)}")
         elif asked:
-            for partition in self.partitions:
-                if not partition.takes_qos(asked):
-                    got = f"{partition.name} does not take qos {asked}"
-                    cure = f"it takes {_some(filter(partition.takes_qos, mine))}"
-                    yield say("slurm.qos", got, cure)
+            yield from self._not_taken("qos", asked, mine, Partition.takes_qos, say)
+
+    def _not_taken(
+        self,
+        option: str,
+        name: str,
+        mine: Iterable[str],
+        takes: Callable[[Partition, str], bool],
+        say: Callable[[str, str, str], Finding],
+    ) -> Iterator[Finding]:
+        """Partitions that do not take the job's account or QOS. mine: what else the user has."""
+        for partition in self.partitions:
+            if not takes(partition, name):
+                got = f"{partition.name} does not take {option} {name}"
+                cure = f"it takes {_some(other for other in mine if takes(partition, other))}"
+                yield say(f"slurm.{option}", got, cure)
 
     def _not_enforced(self, what: str, got: str, cure: str) -> Finding:
         return self._note(what, f"{got}, which SLURM does not enforce here", cure)

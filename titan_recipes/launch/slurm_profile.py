@@ -17,15 +17,10 @@ import tomli_w
 from titan_recipes.config.cluster import profile_folders, read_cluster
 from titan_recipes.config.hardware import GPUS
 from titan_recipes.config.load import did_you_mean
+from titan_recipes.config.slurm_time import slurm_time
 from titan_recipes.errors import BundleError, LaunchError
-from titan_recipes.launch.slurm_site import (
-    Accounting,
-    Node,
-    Partition,
-    SlurmSite,
-    gpu_model,
-    slurm_time,
-)
+from titan_recipes.launch.slurm_site import Accounting, Node, Partition, SlurmSite
+from titan_recipes.launch.slurm_text import gpu_model
 from titan_recipes.launch.text import duration
 from titan_recipes.render.sbatch import MIB
 

@@ -1,6 +1,5 @@
 """A cluster profile tried without a job: the files it names, and `sbatch --test-only`."""
 
-import math
 import os
 import re
 import shlex
@@ -12,8 +11,8 @@ from titan_recipes.config.hardware import NO_GPU
 from titan_recipes.config.home import expanded
 from titan_recipes.config.load import show
 from titan_recipes.errors import Problem
-from titan_recipes.launch.slurm_site import run
-from titan_recipes.render.sbatch import LEFT_OF_MEMORY, MIB
+from titan_recipes.launch.slurm_ask import run
+from titan_recipes.render.sbatch import share
 
 Finding = tuple[bool, Problem]
 """Whether it fails the check, and its line."""
@@ -86,14 +85,9 @@ def trial_command(cluster: Cluster) -> list[str]:
     gpus = 0 if have.gpu == NO_GPU else have.gpus_per_node
     if gpus:
         asked["gpus-per-node"] = gpus
-    if gpus and not mine.get("exclusive"):
-        if have.cpus and not {"cpus-per-task", "cpus-per-gpu"} & mine.keys():
-            asked["cpus-per-task"] = have.cpus
-        if have.memory_gib and not {"mem", "mem-per-cpu", "mem-per-gpu"} & mine.keys():
-            asked["mem"] = f"{math.floor(have.memory_gib * MIB * LEFT_OF_MEMORY)}M"
     words = [
         f"--{name}" if value is True else f"--{name}={value}"
-        for name, value in {**asked, **mine}.items()
+        for name, value in {**asked, **share(cluster.site, gpus), **mine}.items()
         if value is not False
     ]
     return ["sbatch", "--test-only", *words, "--wrap=true"]

@@ -20,9 +20,10 @@ from titan_recipes.launch.attempts import (
     newest_checkpoint,
     saves,
 )
-from titan_recipes.launch.record import Attempt, RunState, run_status
+from titan_recipes.launch.record import Attempt
 from titan_recipes.launch.rows import figure, last_row
 from titan_recipes.launch.runs import Run
+from titan_recipes.launch.state import RunState, run_status
 from titan_recipes.launch.text import command, number
 
 
@@ -39,6 +40,8 @@ class Status:
     """PENDING, RUNNING, SUCCEEDED, STOPPED or FAILED."""
     cause: str
     """Why it stopped, failed or retries, in one line; "" = nothing to say."""
+    job: dict[str, Any] | None
+    """Its job in SLURM's queue, where SLURM was asked: id, state, reason, elapsed, start, nodes."""
     attempt: int
     """Number of the last attempt; 0 = none has started."""
     failures_in_a_row: int
@@ -113,6 +116,7 @@ def status_of(run: Run) -> Status:
         scheduler=record.scheduler,
         state=now.state.value,
         cause=now.cause,
+        job=asdict(now.job) if now.job else None,
         attempt=attempts[-1].number if attempts else 0,
         failures_in_a_row=failures_in_a_row(attempts),
         max_restarts=job.fault_tolerance.max_restarts if job else None,

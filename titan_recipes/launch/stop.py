@@ -17,11 +17,24 @@ CANCEL_WORD = "cancel"
 """What it holds after `cancel`: no scheduler is to start the run again by itself."""
 
 
+def stop_word(layout: RunLayout) -> str:
+    """What the stop file holds; "" = nothing, or there is none."""
+    try:
+        return layout.stop.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def is_persons(layout: RunLayout) -> bool:
+    """Whether a person asked the run to stop, and not the end of a time limit."""
+    return stop_word(layout) in (CANCEL_WORD, KILL_WORD)
+
+
 class StopRequest:
     """Whether the run is to stop, and whether its time to save is over."""
 
     def __init__(self, layout: RunLayout, grace_seconds: float) -> None:
-        self._file = layout.stop
+        self._layout, self._file = layout, layout.stop
         self._grace_seconds = grace_seconds
         self._num_signals = 0
         self._deadline = float("inf")
@@ -48,7 +61,7 @@ class StopRequest:
     def overdue(self) -> str:
         """Why the ranks are to be killed now; "" = they are not."""
         if self._num_signals > 1:
-            if self._is_kill():
+            if stop_word(self._layout) == KILL_WORD:
                 return KILLED
             return "killed by a second signal before it had saved"
         if self._deadline == float("inf") and self.is_made:
@@ -60,14 +73,4 @@ class StopRequest:
     @property
     def is_persons(self) -> bool:
         """Whether a person asked for it, and not the end of a time limit."""
-        return self._word() in (CANCEL_WORD, KILL_WORD)
-
-    def _is_kill(self) -> bool:
-        """Whether `cancel --now` wrote the stop file."""
-        return self._word() == KILL_WORD
-
-    def _word(self) -> str:
-        try:
-            return self._file.read_text(encoding="utf-8")
-        except OSError:
-            return ""
+        return is_persons(self._layout)

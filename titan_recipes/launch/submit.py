@@ -12,7 +12,7 @@ import re
 import shlex
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -25,8 +25,9 @@ from titan_recipes.errors import BundleError, ConfigError, LaunchError, TitanRec
 from titan_recipes.launch.inputs import bundle_directory, input_problems
 from titan_recipes.launch.machine import check_trainer, fit, in_job
 from titan_recipes.launch.record import new_record, write_record
-from titan_recipes.launch.runs import real
-from titan_recipes.render import COMPONENT, SBATCH, Submission, render, render_sbatch
+from titan_recipes.launch.runs import Run, real
+from titan_recipes.launch.slurm_submit import check_here, jobs_of, script_of
+from titan_recipes.render import COMPONENT, SBATCH, Submission, render
 
 if TYPE_CHECKING:
     from torchx.runner import Runner
@@ -34,10 +35,9 @@ if TYPE_CHECKING:
 
 SESSION = "titan-recipes"
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
-SCHEDULERS = {"local": "titan_local"}
-"""The schedulers of `--scheduler` -> torchx's names."""
 SLURM = "slurm"
-"""The scheduler whose script is rendered, and not yet submitted from here."""
+SCHEDULERS = {"local": "titan_local", SLURM: "titan_slurm"}
+"""The schedulers of `--scheduler` -> torchx's names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +56,14 @@ def preview(
 
     Raises LaunchError for a bad name or scheduler.
     """
-    if scheduler != SLURM:
-        _torchx_scheduler(scheduler)
+    check_scheduler(scheduler)
     check_outputs(outputs)
     if name is not None:
         check_name(name)
     files = _files(job, name=name or "", outputs=outputs)
     if scheduler == SLURM:
         run_dir = os.path.join(os.path.abspath(outputs), name or default_name(job))
-        files[SBATCH] = render_sbatch(job, Submission(run_dir=run_dir), [_templates(job)])
+        files[SBATCH] = script_of(job, Submission(run_dir=run_dir))
     return files
 
 
@@ -76,24 +75,32 @@ def launch(
     name: str | None = None,
     scheduler: str = "local",
     where_of: WhereOf = in_job,
+    after: Sequence[Run] = (),
 ) -> Launched:
     """Start a run in <outputs>/<name>; None = the recipe's name with the time.
 
     command: the command line, as typed, for the record; where_of: dotted key -> what set it, for
-    messages. Raises LaunchError or ConfigError, before anything is written, where this machine
-    can't run the job, what the job reads is not here, or the run exists.
+    messages; after: runs that have to succeed first, under SLURM. Raises LaunchError or
+    ConfigError, and leaves nothing written, where the job can't be run from here, what it reads is
+    not here, the run exists, or the scheduler refuses it.
     """
-    backend = _torchx_scheduler(scheduler)
+    check_scheduler(scheduler)
     if name is not None:
         check_name(name)
     outputs = real(outputs)
     check_outputs(str(outputs))
-    check_trainer()
-    job, note = _fitted(job, where_of)
+    if after and scheduler != SLURM:
+        raise LaunchError(f"--after: --scheduler {scheduler} has no queue to wait in; use slurm")
+    note, waits_for = "", jobs_of(after)
+    if scheduler == SLURM:
+        check_here(job, where_of)
+    else:
+        check_trainer()
+        job, note = _fitted(job, where_of)
     wanted = name or default_name(job)
     _files(job, name=wanted, outputs=str(outputs))  # a template that fails does so before mkdir
     layout = _make_directory(outputs, wanted, name is not None)
-    handle = _submit(layout, job, scheduler, backend, command)
+    handle = _submit(layout, job, scheduler, command, {"after": ",".join(waits_for)})
     return Launched(layout, handle, (note,) if note else ())
 
 
@@ -110,41 +117,48 @@ def _fitted(job: Job, where_of: WhereOf) -> tuple[Job, str]:
 
 
 def _submit(
-    layout: RunLayout, job: Job, scheduler: str, backend: str, command: Sequence[str]
+    layout: RunLayout, job: Job, scheduler: str, command: Sequence[str], cfg: Mapping[str, str]
 ) -> str:
     """Write the run's files, then schedule its component through torchx; the app handle.
 
-    Where that fails before it is scheduled, the directory is gone again.
+    cfg: what only SLURM's scheduler takes. Where that fails before it is scheduled, the directory
+    is gone again.
     """
     from torchx.runner import Runner  # takes 60 ms that a dry run need not wait for
 
-    from titan_recipes.launch.titan_local import app_id, create_scheduler
+    from titan_recipes.launch import titan_local, titan_slurm
 
-    handle = f"{backend}://{SESSION}/{app_id(layout.root)}"
+    is_local, backend = scheduler != SLURM, SCHEDULERS[scheduler]
+    factory = titan_local.create_scheduler if is_local else titan_slurm.create_scheduler
     record = new_record(
-        job, name=layout.root.name, scheduler=scheduler, handle=handle, command=command
+        job,
+        name=layout.root.name,
+        scheduler=scheduler,
+        # SLURM gives its job's id later, and the node entry point writes it down.
+        handle=f"{backend}://{SESSION}/{titan_local.app_id(layout.root)}" if is_local else "",
+        command=command,
+        image=job.site.container.image,
     )
-    with Runner(SESSION, {backend: create_scheduler}) as runner:
-        try:
-            files = _files(job, name=layout.root.name, outputs=str(layout.root.parent))
-            for path, text in files.items():
-                replace_file(layout.root / path, text)
-            request = _request(runner, layout, job, backend)
-            write_record(layout, record)
-        except BaseException:
-            rmtree(layout.root, ignore_errors=True)
-            raise
-        runner.schedule(request)
-    return handle
+    runner = Runner(SESSION, {backend: factory})
+    try:
+        files = _files(job, name=layout.root.name, outputs=str(layout.root.parent))
+        for path, text in files.items():
+            replace_file(layout.root / path, text)
+        request = _request(runner, layout, job, backend, {} if is_local else cfg)
+        write_record(layout, record)
+        return runner.schedule(request)
+    except BaseException:  # nothing was started
+        rmtree(layout.root, ignore_errors=True)
+        raise
 
 
 def _request(
-    runner: "Runner", layout: RunLayout, job: Job, backend: str
+    runner: "Runner", layout: RunLayout, job: Job, backend: str, cfg: Mapping[str, str]
 ) -> "AppDryRunInfo[object]":
     """What torchx would start. Raises BundleError where a bundle's own template is at fault."""
     own = _templates(job) / f"{COMPONENT}.j2"
     try:
-        return runner.dryrun_component(f"{layout.component}:train", [], backend, workspace="")
+        return runner.dryrun_component(f"{layout.component}:train", [], backend, cfg, workspace="")
     except TitanRecipesError:
         raise
     except Exception as error:  # whatever code of the user's may raise
@@ -163,14 +177,11 @@ def _files(job: Job, *, name: str, outputs: str) -> dict[str, str]:
     return {"job.toml": to_toml(job), **files}
 
 
-def _torchx_scheduler(scheduler: str) -> str:
+def check_scheduler(scheduler: str) -> None:
+    """Raises LaunchError for one that nothing is launched on yet."""
     if scheduler not in SCHEDULERS:
         known = ", ".join(SCHEDULERS)
-        if scheduler == SLURM:
-            cure = "write its script with `titan-recipes render`, and sbatch that"
-            raise LaunchError(f"--scheduler slurm: not supported by launch yet; {cure}")
         raise LaunchError(f"--scheduler {scheduler}: not supported yet; use one of: {known}")
-    return SCHEDULERS[scheduler]
 
 
 def check_outputs(outputs: str) -> None:

@@ -33,14 +33,13 @@ from titan_recipes.config.layout import RunLayout
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch.record import (
     RUN_DIR_FLAG,
-    RunState,
     is_alive,
     known_outputs,
     read_record,
     remember_outputs,
-    run_status,
 )
 from titan_recipes.launch.runs import find_runs
+from titan_recipes.launch.state import RunState, run_status
 
 NAME = "titan_local"
 RANK0_ENV = "TITAN_RECIPES_MASTER_ADDR"
@@ -127,7 +126,7 @@ def _only_role(app: AppDef) -> Role:
     return role
 
 
-def _check_new(layout: RunLayout) -> None:
+def check_new(layout: RunLayout) -> None:
     """Raises LaunchError for a run that began before: starting it again is `resume`'s."""
     if layout.record.exists() and read_record(layout).attempts:
         word = shlex.quote(str(layout.root))
@@ -159,7 +158,7 @@ class LocalScheduler(Scheduler):  # pyright: ignore[reportMissingTypeArgument] -
 
     def schedule(self, dryrun_info: AppDryRunInfo[Request]) -> str:
         request = dryrun_info.request
-        _check_new(RunLayout(request.run_dir))
+        check_new(RunLayout(request.run_dir))
         start_node(RunLayout(request.run_dir), request.command, request.env)
         remember_outputs(request.run_dir.parent)
         return request.app_id

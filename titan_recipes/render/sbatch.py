@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +37,12 @@ class Submission:
     run_dir: str
     python: str = sys.executable
     """Of the launcher, which the nodes run too unless there is a container."""
-    env: Mapping[str, str] | None = None
-    """Environment of every rank; None = the job's."""
     resumed: bool = False
     """A person asked for it: failures before it do not count."""
-    after: str = ""
-    """Id of the SLURM job that has to succeed first; "" = none."""
+    after: tuple[str, ...] = ()
+    """Ids of SLURM jobs that have to succeed first."""
+    array: int = 0
+    """Number of runs in a job array, each in `<run_dir>-<index>` with a job.toml; 0 = one run."""
 
 
 def render_sbatch(job: Job, submission: Submission, search_path: Sequence[Path] = ()) -> str:
@@ -56,9 +56,9 @@ def render_sbatch(job: Job, submission: Submission, search_path: Sequence[Path] 
         "digest": job.origin.digest,
         "options": [*_options(job, submission)],
         "run_dir": submission.run_dir,
-        "job": encode(job),
+        "job": "" if submission.array else encode(job),
         "setup": site.setup,
-        "env": job.env if submission.env is None else submission.env,
+        "env": job.env,
         "env_secrets": [name for name, source in sources.items() if source == FROM_ENV],
         "file_secrets": [
             (name, str(expanded(source.removeprefix(FROM_FILE))))
@@ -66,6 +66,7 @@ def render_sbatch(job: Job, submission: Submission, search_path: Sequence[Path] 
             if source != FROM_ENV
         ],
         "session": SESSION,
+        "array": submission.array,
         "resumed": submission.resumed,
         "nodes": job.plan.nodes,
         "srun": [*_srun_words(job, submission)],
@@ -95,21 +96,24 @@ def asks_for_gpus(job: Job) -> bool:
 
 def _options(job: Job, submission: Submission) -> Iterator[str]:
     """The lines after #SBATCH."""
-    logs = submission.run_dir.replace("%", "%%") + "/logs/slurm-%j.log"
+    logs = submission.run_dir.replace("%", "%%")
+    logs += "-%a/logs/slurm-%A_%a.log" if submission.array else "/logs/slurm-%j.log"
+    gpus = job.plan.gpus_per_node if asks_for_gpus(job) else 0
     asked: dict[str, str | int | bool] = {
         "job-name": Path(submission.run_dir).name,
         "nodes": job.plan.nodes,
         "ntasks-per-node": 1,
-        **({"gpus-per-node": job.plan.gpus_per_node} if asks_for_gpus(job) else {}),
+        **({"gpus-per-node": gpus} if gpus else {}),
         "output": logs,
         "open-mode": "append",
         "requeue": True,
         "signal": f"B:USR2@{job.fault_tolerance.grace_seconds}",
         "export": "ALL",
-        **({"dependency": f"afterok:{submission.after}"} if submission.after else {}),
+        **({"array": f"0-{submission.array - 1}"} if submission.array else {}),
+        **({"dependency": f"afterok:{':'.join(submission.after)}"} if submission.after else {}),
         **({"kill-on-invalid-dep": "yes"} if submission.after else {}),
     }
-    for name, value in {**asked, **_share(job), **job.site.slurm}.items():
+    for name, value in {**asked, **share(job.site, gpus), **job.site.slurm}.items():
         if value is True:
             yield f"--{name}"
         elif value is not False:
@@ -122,20 +126,20 @@ def _quoted(value: str) -> str:
     return value if plain else f'"{value}"'
 
 
-def _share(job: Job) -> dict[str, str | int | bool]:
-    """The GPUs' share of a node's cores and memory; a profile that says how much wins.
+def share(site: Site, gpus: int) -> dict[str, str | int | bool]:
+    """sbatch options for the cores and memory that go with `gpus` of a node; the profile's win.
 
-    Without it one task gets one core on most clusters.
+    Without them one task gets one core on most clusters.
     """
-    have, mine = job.site.hardware, job.site.slurm
-    if not asks_for_gpus(job) or not have.gpus_per_node or mine.get("exclusive"):
+    have, mine = site.hardware, site.slurm
+    if not gpus or not have.gpus_per_node or mine.get("exclusive"):
         return {}
-    share = min(1.0, job.plan.gpus_per_node / have.gpus_per_node)
+    part = min(1.0, gpus / have.gpus_per_node)
     asked: dict[str, str | int | bool] = {}
     if have.cpus and not {"cpus-per-task", "cpus-per-gpu"} & mine.keys():
-        asked["cpus-per-task"] = max(1, math.floor(have.cpus * share))
+        asked["cpus-per-task"] = max(1, math.floor(have.cpus * part))
     if have.memory_gib and not {"mem", "mem-per-cpu", "mem-per-gpu"} & mine.keys():
-        asked["mem"] = f"{math.floor(have.memory_gib * MIB * share * LEFT_OF_MEMORY)}M"
+        asked["mem"] = f"{math.floor(have.memory_gib * MIB * part * LEFT_OF_MEMORY)}M"
     return asked
 
 

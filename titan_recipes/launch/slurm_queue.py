@@ -1,0 +1,112 @@
+"""One job in SLURM's queue: submitted, looked at, ended. Needs no sacct: not all have it."""
+
+import os
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from titan_recipes.errors import LaunchError
+from titan_recipes.launch.slurm_ask import run
+
+ASK_SECONDS = 2.0
+"""How old an answer about a job may be: who follows a run looks much oftener than SLURM likes."""
+ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
+}  # fmt: skip
+"""States that a job does not leave by itself."""
+UNKNOWN_JOB = re.compile(r"Invalid job id|Invalid job array")
+OVER = re.compile(r"Invalid job id|already completing|already completed")
+FORMAT = "%T|%r|%M|%S|%D|%N"
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedJob:
+    """What squeue says of a job."""
+
+    id: str
+    state: str
+    """SLURM's own word: PENDING, RUNNING, COMPLETING, FAILED ..."""
+    reason: str
+    """Why it waits or failed, in SLURM's words; "" = none."""
+    elapsed: str
+    """Time it has run since it last started, as SLURM writes it: 1-02:30:00."""
+    start: str
+    """When it started, or is expected to; "" = unknown."""
+    num_nodes: int
+    nodes: str
+    """Its nodes in SLURM's short form; "" = none yet."""
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ENDED
+
+
+_asked: dict[str, tuple[float, QueuedJob | None]] = {}
+
+
+def find_job(job_id: str) -> QueuedJob | None:
+    """A job as squeue knows it, at most ASK_SECONDS ago; None where SLURM has forgotten it.
+
+    Raises LaunchError where SLURM can't be asked.
+    """
+    moment, job = _asked.get(job_id, (0.0, None))
+    if time.monotonic() - moment > ASK_SECONDS or not moment:
+        job = _find(job_id)
+        _asked[job_id] = (time.monotonic(), job)
+    return job
+
+
+def _find(job_id: str) -> QueuedJob | None:
+    words = ("squeue", "--noheader", "--states=all", f"--jobs={job_id}", f"--format={FORMAT}")
+    done = run(*words)
+    if done.returncode and not UNKNOWN_JOB.search(done.stderr):
+        raise LaunchError(f"squeue: {_said(done)}")
+    lines = done.stdout.splitlines()
+    if not lines:
+        return None
+    state, reason, elapsed, start, num_nodes, nodes = lines[0].split("|", 5)
+    return QueuedJob(
+        id=job_id,
+        state=state,
+        reason="" if reason == "None" else reason,
+        elapsed=elapsed,
+        start="" if start == "N/A" else start,
+        num_nodes=int(num_nodes),
+        nodes=nodes.strip("()"),
+    )
+
+
+def sbatch(script: Path) -> str:
+    """Submit a script; the job's id. Raises LaunchError with what sbatch said.
+
+    The shell's own SBATCH_* and SLURM_* variables, such as those of a job that one submits from,
+    would win over the script: they are left out.
+    """
+    mine = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF" or not name.startswith(("SBATCH_", "SLURM_"))
+    }
+    done = run("sbatch", "--parsable", str(script), env=mine)
+    if done.returncode:
+        raise LaunchError(f"sbatch: {_said(done)}; see also: titan-recipes cluster check")
+    return done.stdout.strip().partition(";")[0]  # id;cluster
+
+
+def scancel(job_id: str, *options: str) -> None:
+    """Cancel or signal a job; one that has ended is left alone. Raises LaunchError."""
+    done = run("scancel", *options, job_id)
+    _asked.pop(job_id, None)
+    if done.returncode and not re.search(
+        r"Invalid job id|already completing|completed", _said(done)
+    ):
+        raise LaunchError(f"scancel {job_id}: {_said(done)}")
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command said on its way out, in one line."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in done.stderr.splitlines() if line]
+    return " / ".join(lines) or f"exit {done.returncode}"
