@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from titan_recipes.config.cluster import find_cluster, read_cluster
+from titan_recipes.config.cluster import Cluster, check_time, find_cluster, read_cluster
 from titan_recipes.config.home import expanded, user_folder
+from titan_recipes.config.load import show
 from titan_recipes.errors import BundleError, ConfigError
 
 
@@ -73,3 +74,33 @@ def test_env_of_ordinary_names_is_kept(tmp_path: Path) -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "_K": "",
     }
+
+
+@pytest.mark.parametrize("time", ['"4h"', '"1:2:3:4"', '"soon"', "-5"])
+def test_time_limit_that_slurm_could_not_read_is_refused(tmp_path: Path, time: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(f'scheduler = "slurm"\n[slurm]\ntime = {time}\n')
+    with pytest.raises(ConfigError) as caught:
+        read_cluster(file)
+    assert str(caught.value).startswith(f"{file}: slurm.time: got {time}; ")
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds", "refused"),
+    [
+        ("5:00", 300, True),  # minutes and seconds: all of it to save in
+        ("5:01", 300, False),
+        (5, 300, True),  # minutes
+        ("1-00", 86400, True),
+        (0, 86400, False),  # no limit
+        (False, 300, False),  # left out: the partition's
+    ],
+)
+def test_time_limit_that_leaves_no_time_to_train_is_refused(
+    time: str | int | bool, seconds: int, refused: bool
+) -> None:
+    problems = check_time(seconds, Cluster(scheduler="slurm", slurm={"time": time}), "train.toml")
+    assert [str(problem) for problem in problems] == refused * [
+        f"train.toml: fault_tolerance.grace_seconds: {seconds} s, all of the cluster's "
+        f"slurm.time = {show(time)}; ask for more time, or for fewer seconds to save in"
+    ]

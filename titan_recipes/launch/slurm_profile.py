@@ -142,7 +142,7 @@ def profile_text(name: str, site: SlurmSite, partition: Partition, outputs: str)
         *_accounting(site, partition),
         *_reservations(site),
         "",
-        *_comment("Further tables: [env], [container], [mounts], [secrets]."),
+        *_comment("Further tables: [env], [container], [mounts], [secrets], [preflight]."),
     ]
     return "\n".join(lines) + "\n"
 

@@ -60,8 +60,8 @@ def find_job(job_id: str) -> QueuedJob | None:
 
 
 def _find(job_id: str) -> QueuedJob | None:
-    words = ("squeue", "--noheader", "--states=all", f"--jobs={job_id}", f"--format={FORMAT}")
-    done = run(*words)
+    asked = (f"--jobs={job_id}", "--states=all", "--array")
+    done = run("squeue", *asked, "--noheader", f"--format={FORMAT}")
     if done.returncode and not UNKNOWN_JOB.search(done.stderr):
         raise LaunchError(f"squeue: {_said(done)}")
     lines = done.stdout.splitlines()

@@ -171,7 +171,8 @@ def _gone(layout: RunLayout, record: RunRecord, job_id: str, job: QueuedJob | No
     """Of a run that should have a job."""
     last = record.attempts[-1] if record.attempts else None
     what = f"SLURM job {job_id} ended as {job.state}" if job else f"SLURM has no job {job_id} now"
-    if (job and job.state == "CANCELLED") or is_persons(layout):
+    never_ran = job is None and last is None and not layout.slurm_log(job_id).exists()
+    if never_ran or (job and job.state == "CANCELLED") or is_persons(layout):
         if ended := _recorded(record):
             return ended
         if last is None:

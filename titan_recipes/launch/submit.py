@@ -60,7 +60,7 @@ def preview(
     check_outputs(outputs)
     if name is not None:
         check_name(name)
-    files = _files(job, name=name or "", outputs=outputs)
+    files = job_files(job, name=name or "", outputs=outputs)
     if scheduler == SLURM:
         run_dir = os.path.join(os.path.abspath(outputs), name or default_name(job))
         files[SBATCH] = script_of(job, Submission(run_dir=run_dir))
@@ -98,8 +98,8 @@ def launch(
         check_trainer()
         job, note = _fitted(job, where_of)
     wanted = name or default_name(job)
-    _files(job, name=wanted, outputs=str(outputs))  # a template that fails does so before mkdir
-    layout = _make_directory(outputs, wanted, name is not None)
+    job_files(job, name=wanted, outputs=str(outputs))  # a template that fails does so before mkdir
+    layout = make_directory(outputs, wanted, is_chosen=name is not None)
     handle = _submit(layout, job, scheduler, command, {"after": ",".join(waits_for)})
     return Launched(layout, handle, (note,) if note else ())
 
@@ -141,7 +141,7 @@ def _submit(
     )
     runner = Runner(SESSION, {backend: factory})
     try:
-        files = _files(job, name=layout.root.name, outputs=str(layout.root.parent))
+        files = job_files(job, name=layout.root.name, outputs=str(layout.root.parent))
         for path, text in files.items():
             replace_file(layout.root / path, text)
         request = _request(runner, layout, job, backend, {} if is_local else cfg)
@@ -172,7 +172,8 @@ def _templates(job: Job) -> Path:
     return bundle_directory(job) / "templates"
 
 
-def _files(job: Job, *, name: str, outputs: str) -> dict[str, str]:
+def job_files(job: Job, *, name: str, outputs: str) -> dict[str, str]:
+    """job.toml and component.py of a run. Raises BundleError for the bundle's own templates."""
     files = render(job, name=name, outputs=outputs, search_path=[_templates(job)])
     return {"job.toml": to_toml(job), **files}
 
@@ -204,8 +205,11 @@ def default_name(job: Job) -> str:
     return f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _make_directory(outputs: Path, name: str, is_chosen: bool) -> RunLayout:
-    """The new run directory; a name that was not chosen gets a number where it is taken."""
+def make_directory(outputs: Path, name: str, *, is_chosen: bool) -> RunLayout:
+    """The new run directory; a name that was not chosen gets a number where it is taken.
+
+    Raises LaunchError where it exists or can't be made.
+    """
     for number in range(1, 100):
         root = outputs / (f"{name}-{number}" if number > 1 else name)
         try:

@@ -3,6 +3,7 @@
 #   digest  "fbc9e2ba55f020aa37fba6a70320af67b9567037f3bedee0fe8f9bae83b26a73"
 #
 #   torchx run -s titan_local component.py:train           # detached, on this machine
+#   torchx run -s titan_slurm component.py:train           # submitted to SLURM
 #   torchx run -s local_cwd component.py:train --name my-run
 #   torchx run -s local_cwd component.py:train --help      # every argument
 #

@@ -3,6 +3,7 @@
 #   digest  "83fb65b99a320d7496425d000cd4444f5f72d301230c542712d3fcb0e9b8bd7c"
 #
 #   torchx run -s titan_local component.py:train           # detached, on this machine
+#   torchx run -s titan_slurm component.py:train           # submitted to SLURM
 #   torchx run -s local_cwd component.py:train --name my-run
 #   torchx run -s local_cwd component.py:train --help      # every argument
 #
