@@ -3,12 +3,11 @@
 A case is ROOT/NAME/job.toml; rank r leaves ROOT/NAME/measured-<r>.json, like `simulate --json`.
 """
 
-import gc
 import json
 import sys
 from pathlib import Path
 
-from training import leave_group
+from training import forget_job, leave_group
 
 from titan_recipes.config.job import read_job
 from titan_recipes.config.layout import RunLayout
@@ -32,7 +31,7 @@ def main(root: Path, names: list[str]) -> None:
         report = RankReport(world.rank, place_of(world), measured, 0)
         path = root / name / f"measured-{world.rank}.json"
         path.write_text(json.dumps(as_json(job, [report])))
-        gc.collect()
+        forget_job()
     leave_group()
 
 

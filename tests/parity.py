@@ -3,13 +3,14 @@
 As a script, `torchrun parity.py ROOT NAME...`, it is one rank; a case is ROOT/NAME/job.toml.
 """
 
-import gc
+import faulthandler
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from training import column, leave_group, small_job, write_job
+from training import column, forget_job, leave_group, small_job, write_job
 
 from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.layout import RunLayout
@@ -40,16 +41,29 @@ def parity_job(corpus: Path, *overrides: str, ranks: int = 1, dp: int = 1) -> Jo
 
 
 def train_all(root: Path, jobs: dict[str, Job], *, timeout: float = 600) -> None:
-    """Train each job in root/<name>; all have the same number of ranks. Fails with the output."""
+    """Train each job in root/<name>; all have the same number of ranks. Fails with the output.
+
+    After `timeout` seconds the ranks are ended, and the output says what each was waiting for.
+    """
     (ranks,) = {job.derived.world_size for job in jobs.values()}
     for name, job in jobs.items():
         write_job(root / name, job)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", __file__, str(root), *jobs]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
-    if done.returncode:
-        raise AssertionError(f"exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+    pipe, together = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=together, text=True, env=environment
+    ) as torchrun:
+        end = f"not done after {timeout:.0f} s"
+        try:
+            output, _ = torchrun.communicate(timeout=timeout)
+            end = f"exit {torchrun.returncode}"
+        except subprocess.TimeoutExpired:
+            torchrun.terminate()  # and with it the ranks, which a kill would leave behind
+            output, _ = torchrun.communicate()
+    if torchrun.returncode:
+        raise AssertionError(f"{', '.join(jobs)}: {end}\n{output}")
 
 
 def difference(expected: Path, found: Path) -> float:
@@ -68,6 +82,7 @@ def _train_here(root: Path, names: list[str]) -> None:
     from titan_recipes.trainer.parallel.mesh import join_world
     from titan_recipes.trainer.train import Trainer
 
+    faulthandler.register(signal.SIGTERM, chain=True)
     for name in names:
         layout = RunLayout(root / name)
         (root / name / "logs").mkdir(exist_ok=True)
@@ -75,7 +90,7 @@ def _train_here(root: Path, names: list[str]) -> None:
         prepared = ensure_prepared(job)
         world = join_world(job, layout.root)
         Trainer(job, layout, world, RankEvents(layout, world.rank), prepared).train()
-        gc.collect()
+        forget_job()
     leave_group()
 
 

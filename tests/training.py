@@ -1,5 +1,6 @@
 """Real training for tests: llama3_debug made small, on a small corpus, through real torchrun."""
 
+import gc
 import json
 import os
 import subprocess
@@ -66,6 +67,20 @@ def train_here(directory: Path, job: Job) -> None:
     write_job(directory, job)
     (directory / "logs").mkdir(exist_ok=True)
     run_rank(RunLayout(directory), job, Progress(), sys.stdout)
+
+
+def forget_job() -> None:
+    """Call it between two jobs of one process, or the second may stand still.
+
+    DTensor keeps what each operator returned for good, and takes two meshes of the same ranks and
+    axes for one, whatever their process groups (`DeviceMesh.__eq__`): so parameters of the next job
+    come to lie on groups of the last. On ranks that held other stages of a pipeline they are others
+    of them, and ranks that take a sum for each group they meet then wait for different sums.
+    """
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    _clear_sharding_prop_cache()
+    gc.collect()
 
 
 def leave_group() -> NoReturn:

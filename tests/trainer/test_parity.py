@@ -18,7 +18,7 @@ from titan_recipes.config.job import Job
 
 CASES_A_START = {2: 8, 4: 8, 8: 2}
 """By ranks: process groups pile up from case to case, and with them gloo's threads, which slow down
-all; 8 ranks with more groups than this came to a standstill."""
+all."""
 
 
 def batches(jobs: list[tuple[str, Job]], size: int) -> Iterator[list[tuple[str, Job]]]:
