@@ -1,6 +1,7 @@
 """`launch --scheduler slurm` on a real SLURM: as users type it, through torchx, side by side."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -301,3 +302,28 @@ def test_hostile_paths_and_overrides_reach_the_nodes_unchanged_or_are_refused(
 def test_hostile_run_names_are_refused(name: str, outputs: Path) -> None:
     with pytest.raises(LaunchError, match="not a run name"):
         check_name(name)
+
+
+def test_resume_under_another_profile_uses_it(outputs: Path, slurm: SlurmCluster) -> None:
+    cli(
+        *("launch", "llama3_debug", "--cluster", "ci", "--plan", "cpu1", *small(), "--detach"),
+        *("--name", "moved", "--set", "training.steps=1000"),
+    )
+    run = outputs / "moved"
+    cli("cancel", str(run))
+    assert state(run) is RunState.STOPPED
+    said = cli("resume", str(run), "--cluster", "bad", "--detach", code=2)
+    assert "sbatch: invalid partition specified: bach" in said
+    assert state(run) is RunState.STOPPED
+    profile = Path(os.environ["TITAN_RECIPES_CLUSTERS"]) / "ci.toml"
+    profile.write_text(
+        profile.read_text().replace("[slurm]", '[slurm]\nexclude = "node1"\nhold = true')
+    )
+    cli("resume", str(run), "--cluster", "ci", "--detach")
+    assert state(run) is RunState.PENDING
+    shown = slurm.run("scontrol", "show", "job", "-o", job_id(run)).stdout
+    assert "ExcNodeList=node1" in shown
+    assert "Reason=JobHeldUser" in shown
+    cli("cancel", str(run))
+    until(lambda: state(run) is RunState.STOPPED)
+    assert job_id(run) not in slurm.run("squeue", "--noheader").stdout

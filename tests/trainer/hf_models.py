@@ -134,6 +134,25 @@ def _rope(theta: float, kind: str = "default", **more: Any) -> dict[str, Any]:
     return {"rope_type": kind, "rope_theta": theta, **more}
 
 
+def _deepseek(*, mscale: float, **more: Any) -> dict[str, Any]:
+    """What its versions have in common, and more."""
+    stretched = {"factor": 40.0, "original_max_position_embeddings": 64}
+    return {
+        **{key: value for key, value in _COMMON.items() if key != "head_dim"},
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 20,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 12,
+        "moe_intermediate_size": 40,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_shared_experts": 2,
+        "rope_parameters": _rope(1e4, "yarn", **stretched, mscale=mscale, mscale_all_dim=0.7),
+        **more,
+    }
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama2": {
         **_COMMON,
@@ -208,57 +227,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [0],
         "rope_parameters": _rope(1e4),
     },
-    "deepseek_v2": {
-        **{key: value for key, value in _COMMON.items() if key != "head_dim"},
-        "model_type": "deepseek_v2",
-        "num_key_value_heads": 4,
-        "kv_lora_rank": 20,
-        "q_lora_rank": None,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 16,
-        "v_head_dim": 12,
-        "moe_intermediate_size": 40,
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 3,
-        "n_shared_experts": 2,
-        "first_k_dense_replace": 1,
-        "routed_scaling_factor": 1.5,
-        "rope_parameters": _rope(
-            1e4,
-            "yarn",
-            factor=40.0,
-            original_max_position_embeddings=64,
-            mscale=0.7,
-            mscale_all_dim=0.7,
-        ),
-    },
-    "deepseek_v3": {
-        **{key: value for key, value in _COMMON.items() if key != "head_dim"},
-        "model_type": "deepseek_v3",
-        "num_key_value_heads": 4,
-        "kv_lora_rank": 20,
-        "q_lora_rank": 28,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 16,
-        "v_head_dim": 12,
-        "moe_intermediate_size": 40,
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 3,
-        "n_shared_experts": 2,
-        "first_k_dense_replace": 2,
-        "routed_scaling_factor": 2.5,
-        "n_group": 4,
-        "topk_group": 2,
-        "num_nextn_predict_layers": 0,
-        "rope_parameters": _rope(
-            1e4,
-            "yarn",
-            factor=40.0,
-            original_max_position_embeddings=64,
-            mscale=1.0,
-            mscale_all_dim=0.7,
-        ),
-    },
+    "deepseek_v2": _deepseek(
+        mscale=0.7,
+        model_type="deepseek_v2",
+        q_lora_rank=None,
+        first_k_dense_replace=1,
+        routed_scaling_factor=1.5,
+    ),
+    "deepseek_v3": _deepseek(
+        mscale=1.0,
+        model_type="deepseek_v3",
+        q_lora_rank=28,
+        first_k_dense_replace=2,
+        routed_scaling_factor=2.5,
+        n_group=4,
+        topk_group=2,
+        num_nextn_predict_layers=0,
+    ),
     "gpt_oss": {
         **_COMMON,
         "model_type": "gpt_oss",

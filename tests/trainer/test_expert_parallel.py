@@ -59,7 +59,7 @@ def test_experts_on_four_ranks_equal_one_process(tmp_path: Path, corpus: Path) -
 
 
 def alone() -> World:
-    return World(0, 0, 1, torch.device("cpu"), None, None, None, None)
+    return World(0, 1, torch.device("cpu"))
 
 
 def test_selection_bias_rises_for_starved_experts_and_falls_for_busy_ones() -> None:

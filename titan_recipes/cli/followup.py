@@ -226,7 +226,8 @@ def _show_waiting(seconds: float) -> None:
     epilog="""\b
 Examples:
   titan-recipes resume
-  titan-recipes resume my_run --set training.steps=400 --detach"""
+  titan-recipes resume my_run --set training.steps=400 --detach
+  titan-recipes resume my_run --cluster lab"""
 )
 @run_argument
 @click.option(
@@ -236,6 +237,9 @@ Examples:
     metavar="KEY=VALUE",
     help="Change training.steps, checkpoint.* or metrics.* (TOML).",
 )
+@click.option(
+    "--cluster", help="Under SLURM: another profile, or its own after you edited it (name or path)."
+)
 @click.option("--detach", is_flag=True, help="Return once it runs, instead of following it.")
 @outputs_option
 @click.pass_context
@@ -243,10 +247,12 @@ def resume(
     context: click.Context,
     run: str | None,
     overrides: tuple[str, ...],
+    cluster: str | None,
     detach: bool,
     outputs: Path | None,
 ) -> None:
     """Continue a run that was stopped, failed or lost, from its newest checkpoint."""
+    from titan_recipes.config.cluster import find_cluster
     from titan_recipes.launch import control
     from titan_recipes.launch.follow import follow
     from titan_recipes.launch.runs import find_run, open_run
@@ -254,7 +260,8 @@ def resume(
     from titan_recipes.launch.status import next_commands
 
     found = find_run(run, outputs)
-    offset = control.resume(found, overrides)
+    profile = find_cluster(cluster) if cluster is not None else None
+    offset = control.resume(found, overrides, profile)
     if not detach:
         context.exit(follow(open_run(found.layout.root), log_offset=offset))
     state = run_status(found.layout).state

@@ -17,9 +17,10 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+from titan_recipes.config.cluster import Cluster, check_fits, check_time
 from titan_recipes.config.job import Job, read_job, to_toml
 from titan_recipes.config.layout import replace_file
-from titan_recipes.errors import LaunchError
+from titan_recipes.errors import ConfigError, LaunchError
 from titan_recipes.launch.attempts import check_kept, newest_checkpoint, saves
 from titan_recipes.launch.changes import change
 from titan_recipes.launch.logs import Tail
@@ -179,11 +180,14 @@ def _close(run: Run, last: Attempt, cause: str) -> Run:
     return open_run(run.layout.root)
 
 
-def resume(run: Run, overrides: Sequence[str] = ()) -> int:
+def resume(
+    run: Run, overrides: Sequence[str] = (), cluster: tuple[str, Cluster] | None = None
+) -> int:
     """Start a run that has ended again; returns the size its node log had before.
 
-    overrides: `section.key=value` for `CHANGEABLE` keys. Returns once the new attempt has begun, or
-    its job is in SLURM's queue.
+    overrides: `section.key=value` for `CHANGEABLE` keys; cluster: name and profile that takes the
+    place of the one that a run under SLURM was launched with. Returns once the new attempt has
+    begun, or its job is in SLURM's queue.
     Raises ConfigError or LaunchError where it can't be resumed; nothing is changed then.
     """
     layout = run.layout
@@ -198,6 +202,8 @@ def resume(run: Run, overrides: Sequence[str] = ()) -> int:
             raise LaunchError(f"{run.name}: is still {state.value}; {stop}")
         job = read_job(layout.job)
         changed = change(job, overrides)
+        if cluster is not None:
+            changed = _moved(run, changed, *cluster)
         _check_unfinished(run, job, changed, state)
         end_orphans(layout)
         text = layout.job.read_text(encoding="utf-8")
@@ -214,6 +220,18 @@ def resume(run: Run, overrides: Sequence[str] = ()) -> int:
                 replace_file(layout.job, text)
             raise
     return offset
+
+
+def _moved(run: Run, job: Job, name: str, cluster: Cluster) -> Job:
+    """The job under another profile. Raises LaunchError or ConfigError where it can't run there."""
+    if run.record.scheduler not in SLURM_SCHEDULERS or cluster.scheduler != "slurm":
+        got = f"a run of {run.record.scheduler}, a profile of {cluster.scheduler}"
+        raise LaunchError(f"--cluster {name}: {got}; only runs under SLURM take another profile")
+    grace = job.fault_tolerance.grace_seconds
+    if problems := [*check_fits(job.plan, cluster, "--cluster"), *check_time(grace, cluster, name)]:
+        raise ConfigError(problems)
+    origin = replace(job.origin, cluster=name)
+    return replace(job, origin=origin, site=cluster.site, env=cluster.env)
 
 
 def _start_here(run: Run, log_offset: int) -> None:

@@ -108,5 +108,6 @@ def scancel(job_id: str, *options: str) -> None:
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:
     """What a command said on its way out, in one line."""
-    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in done.stderr.splitlines() if line]
+    named = r"^\w+( error: |: (error: )?)"  # "squeue: error: ", "slurm_load_jobs error: "
+    lines = [re.sub(named, "", line) for line in done.stderr.splitlines() if line]
     return " / ".join(lines) or f"exit {done.returncode}"

@@ -17,16 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titan_recipes.config.job import Job, decode, read_job
+from titan_recipes.config.job import Job, decode
 from titan_recipes.errors import ConfigError, Problem, TitanRecipesError
 from titan_recipes.trainer.checkpoint import commit
 from titan_recipes.trainer.checkpoint.commit import Stored
-from titan_recipes.trainer.checkpoint.weights import StoredWeights
+from titan_recipes.trainer.checkpoint.weights import StoredWeights, job_of
 from titan_recipes.trainer.data.chat import ChatFormat, Message
 from titan_recipes.trainer.data.tokenizer import Tokenizer, load_job_tokenizer
 from titan_recipes.trainer.model.cache import CachedDecoder
 from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.parallel.apply import DTYPES
+from titan_recipes.trainer.verb import tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _run(options)
     except TitanRecipesError as error:
-        lines = error.problems if isinstance(error, ConfigError) else (error,)
-        for line in lines:
-            print(f"error: {line}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -87,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     stored = newest_checkpoint(options.place)
-    job = decode(options.job) if options.job else _job_of(stored)
+    job = decode(options.job) if options.job else job_of(stored)
     tokenizer = load_job_tokenizer(job)
     prompt, stops = encode_prompt(options.prompt, job, tokenizer, chat=options.chat)
     device = _device(options.device)
@@ -150,26 +148,17 @@ def newest_checkpoint(place: Path) -> Stored:
     raise ConfigError([Problem(str(place), "", problem)])
 
 
-def _job_of(stored: Stored) -> Job:
-    for folder in stored.path.absolute().parents[:3]:
-        if (path := folder / "job.toml").is_file():
-            return read_job(path)
-    cure = "name its recipe: --recipe RECIPE"
-    raise ConfigError([Problem(str(stored.path), "", "no job.toml above says its model", cure)])
-
-
 def encode_prompt(
     text: str, job: Job, tokenizer: Tokenizer, *, chat: bool
 ) -> tuple[list[int], set[int]]:
     """The ids that the model starts with, and those that end its text. Raises ConfigError."""
     if not text.strip():
         raise ConfigError([Problem("--prompt", "", "empty", "give some text")])
-    stops = set() if tokenizer.eos_id is None else {tokenizer.eos_id}
+    stops = {*tokenizer.after}
     if chat:
         format = ChatFormat(job.data.chat_template, tokenizer)
         return format.prompt([Message("user", text)]), {*stops, format.end_id}
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return [*start, *tokenizer.encode(text)], stops
+    return [*tokenizer.before, *tokenizer.encode(text)], stops
 
 
 def _device(name: str) -> torch.device:
@@ -180,9 +169,8 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = next(iter(str(error).splitlines()), "")
-        raise ConfigError(
-            [Problem("--device", "", f'"{name}": {reason}', "cpu or cuda")]
-        ) from error
+        got = f'"{name}": {reason}'
+        raise ConfigError([Problem("--device", "", got, "cpu or cuda")]) from error
     return device
 
 

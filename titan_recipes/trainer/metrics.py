@@ -12,7 +12,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from titan_recipes.config.hardware import peak_tflops
 from titan_recipes.config.layout import METRICS_MARK, RunLayout, replace_file
 from titan_recipes.config.schema import Metrics
 from titan_recipes.errors import ConfigError, Problem
@@ -238,6 +239,22 @@ class StepTimer:
         if self.peak_tflops is None:
             return Throughput(rate, None)
         return Throughput(rate, rate * self.flops_per_token / (self.peak_tflops * 1e12))
+
+
+def device_peak(
+    device: torch.device, compute_dtype: str, say: Callable[[str], None]
+) -> float | None:
+    """A device's bf16 peak in TFLOP/s, for MFU; where a GPU's is unknown a line says so."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    if compute_dtype != "bfloat16":
+        say("compute is not in bf16, which the GPU's peak is known for: no MFU")
+        return None
+    peak = peak_tflops(name)
+    if peak is None:
+        say(f"no peak is known for {name!r}: no MFU")
+    return peak
 
 
 def memory_gib(device: torch.device) -> float:

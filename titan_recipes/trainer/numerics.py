@@ -1,18 +1,27 @@
-"""Steps that are not finite: skipped, told with the ranks they come from, and in the end fatal."""
+"""Repeatable numbers, and steps that are not finite: skipped, told by rank, in the end fatal."""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from titan_recipes.config.schema import Debug
 from titan_recipes.errors import NumericsError
 from titan_recipes.trainer.optimizer import local_grad_norm
 from titan_recipes.trainer.parallel.mesh import World
 
 MAX_SKIPPED_STEPS = 3
 """Steps in a row whose loss or gradient norm may be non-finite before the run ends."""
+
+
+def set_determinism(debug: Debug) -> None:
+    """Seed every generator; with debug.deterministic allow only bitwise repeatable kernels."""
+    torch.manual_seed(debug.seed)
+    torch.use_deterministic_algorithms(debug.deterministic, warn_only=debug.deterministic_warn_only)
+    torch.backends.cudnn.deterministic = debug.deterministic
 
 
 class FiniteCheck:

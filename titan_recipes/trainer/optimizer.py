@@ -100,9 +100,13 @@ def global_grad_norm(
 @torch.no_grad()
 def local_grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The 2-norm over this rank's own shards of the gradients, to find out where a fault is."""
+    return torch.stack([_squared_norm(grad) for grad in _shards(parameters)]).sum().sqrt()
+
+
+def _shards(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """This rank's shards of the gradients there are."""
     grads = (p.grad for p in parameters if p.grad is not None)
-    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
-    return torch.stack([_squared_norm(grad) for grad in local]).sum().sqrt()
+    return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
 
 
 def _squared_norm(grad: Tensor) -> Tensor:
@@ -113,8 +117,7 @@ def _squared_norm(grad: Tensor) -> Tensor:
 @torch.no_grad()
 def clip_grads(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> None:
     """Scale all gradients so that their global norm, given as `norm`, is at most max_norm."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
+    grads = _shards(parameters)
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     # With CPU offload the gradients are in host memory.
-    torch._foreach_mul_(local, factor.to(local[0].device))
+    torch._foreach_mul_(grads, factor.to(grads[0].device))

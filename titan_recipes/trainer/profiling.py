@@ -34,7 +34,10 @@ def profiled(
     wherever it was resumed. When memory runs out inside, the allocator's history is saved.
     Raises ConfigError for settings that this machine can't do.
     """
-    check(config, device)
+    if config.enable_memory_snapshot and device.type != "cuda":
+        got = "there is no CUDA device here, and only CUDA's allocator keeps a history"
+        key = "profiling.enable_memory_snapshot"
+        raise ConfigError([Problem("job.toml", key, got, "set it to false")])
     folder = layout.profiles / config.save_traces_folder
     snapshots = layout.profiles / config.save_memory_snapshot_folder
     step = start_step
@@ -64,14 +67,6 @@ def profiled(
             profiler.stop()
         if config.enable_memory_snapshot:
             torch.cuda.memory._record_memory_history(enabled=None)
-
-
-def check(config: Profiling, device: torch.device) -> None:
-    """Raise ConfigError for settings that this machine can't do."""
-    if config.enable_memory_snapshot and device.type != "cuda":
-        got = "there is no CUDA device here, and only CUDA's allocator keeps a history"
-        key = "profiling.enable_memory_snapshot"
-        raise ConfigError([Problem("job.toml", key, got, "set it to false")])
 
 
 def save_memory_snapshot(path: Path) -> None:

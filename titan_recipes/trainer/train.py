@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from titan_recipes.config.hardware import peak_tflops
 from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.config.lora import uses_lora
@@ -35,8 +34,8 @@ from titan_recipes.trainer.data.prepare import Prepared
 from titan_recipes.trainer.expert_load import ExpertLoad
 from titan_recipes.trainer.hf.convert import export_last
 from titan_recipes.trainer.loss import IGNORED, build_loss
-from titan_recipes.trainer.metrics import MetricsLog, RankEvents, StepTimer, memory_gib
-from titan_recipes.trainer.numerics import FiniteCheck
+from titan_recipes.trainer.metrics import MetricsLog, RankEvents, StepTimer, device_peak, memory_gib
+from titan_recipes.trainer.numerics import FiniteCheck, set_determinism
 from titan_recipes.trainer.optimizer import (
     build_optimizer,
     clip_grads,
@@ -76,7 +75,7 @@ class Trainer:
         self.job, self.layout, self.world, self.events = job, layout, world, events
         self.step = 0
         self.schedule_step = 0
-        self.set_determinism()
+        set_determinism(job.debug)
         self.sequence_split = sequence_split(job, world)
         self.model_parts = build_model_parts(job, world)
         self.parameters = [p for part in self.model_parts for p in part.parameters()]
@@ -117,32 +116,8 @@ class Trainer:
         self.timer = StepTimer(
             world_size=world.size,
             flops_per_token=job.derived.flops_per_token,
-            peak_tflops=self.find_peak(),
+            peak_tflops=device_peak(world.device, job.training.mixed_precision_param, self.say),
         )
-
-    # --- set-up -------------------------------------------------------------------------------
-
-    def set_determinism(self) -> None:
-        """Seed every generator; with debug.deterministic allow only bitwise repeatable kernels."""
-        torch.manual_seed(self.job.debug.seed)
-        debug = self.job.debug
-        torch.use_deterministic_algorithms(
-            debug.deterministic, warn_only=debug.deterministic_warn_only
-        )
-        torch.backends.cudnn.deterministic = debug.deterministic
-
-    def find_peak(self) -> float | None:
-        """This device's bf16 peak in TFLOP/s, for MFU; where it is unknown a line says so."""
-        if self.world.device.type != "cuda":
-            return None
-        name = torch.cuda.get_device_name(self.world.device)
-        if self.job.training.mixed_precision_param != "bfloat16":
-            self.say("compute is not in bf16, which the GPU's peak is known for: no MFU")
-            return None
-        peak = peak_tflops(name)
-        if peak is None:
-            self.say(f"no peak is known for {name!r}: no MFU")
-        return peak
 
     def say(self, line: str) -> None:
         """A line for people, on rank 0; on every rank an event for machines."""
@@ -243,15 +218,7 @@ class Trainer:
 
     def on_device(self, batch: Batch) -> Batch:
         """This rank's part of a batch's tokens, on its device."""
-        part = take_part(batch, self.sequence_split)
-        documents_BS = part.documents_BS
-        if documents_BS is not None:
-            documents_BS = documents_BS.to(self.world.device, non_blocking=True)
-        return Batch(
-            part.tokens_BS.to(self.world.device, non_blocking=True),
-            part.labels_BS.to(self.world.device, non_blocking=True),
-            documents_BS,
-        )
+        return take_part(batch, self.sequence_split).to(self.world.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 compute for a single process; under FSDP the sharding's own policy casts."""

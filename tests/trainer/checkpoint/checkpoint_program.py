@@ -112,8 +112,9 @@ def load(run: Path, rank: int) -> None:
         torch.manual_seed(7)
         state = state_of(model, optimizer, 0)
         lines[folder] = []
-        checkpointer = Checkpointer(Checkpoint(), run / folder, log=lines[folder].append)
-        step = checkpointer.load(state, step=2 if folder == "async" else -1)
+        config = Checkpoint(load_step=2 if folder == "async" else -1)
+        checkpointer = Checkpointer(config, run / folder, log=lines[folder].append)
+        step = checkpointer.load(state)
         assert step == 2, step
         assert state["progress"] == {"step": 2, "seen": [2, 4]}
 

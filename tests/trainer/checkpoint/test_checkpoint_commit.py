@@ -16,7 +16,6 @@ from titan_recipes.trainer.checkpoint.commit import (
     find_checkpoints,
     keep_newest,
     list_checkpoints,
-    newest_valid,
     remove_leftovers,
     scratch_path,
     verify_checkpoint,
@@ -97,13 +96,13 @@ def test_verify_when_damaged_names_the_file_and_the_one_before_is_newest(
 ) -> None:
     before, path = make(tmp_path, 10), make(tmp_path, 20)
     assert verify_checkpoint(path) == []
-    assert newest_valid(tmp_path).path == path
     damage(path)
-    newest = list_checkpoints(tmp_path)[0]
+    newest, older = list_checkpoints(tmp_path)
     found = verify_checkpoint(newest.path)
     assert len(found) == 1
     assert found[0].startswith(problem)
-    assert newest_valid(tmp_path).path == before
+    assert older.path == before
+    assert verify_checkpoint(before) == []
 
 
 def test_list_when_leftovers_and_strangers_are_there_has_only_checkpoints(tmp_path: Path) -> None:

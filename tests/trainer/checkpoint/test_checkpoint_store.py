@@ -107,7 +107,7 @@ def test_load_when_saved_gives_back_every_part(run: Run, async_mode: str) -> Non
     assert run.open().load(loaded) == 5
     assert same(loaded, state(5))
     assert loaded["model"]["layers.0.weight"] is weight  # in place
-    assert run.open().load(loaded, step=0) == 0
+    assert run.open(load_step=0).load(loaded) == 0
     assert same(loaded, state(0))
     assert run.open(load_step=5).load(loaded) == 5
 
@@ -123,7 +123,7 @@ def test_save_when_async_keeps_the_values_of_its_call(run: Run) -> None:
     checkpointer.close()
     for step in (1, 2):
         loaded = state(0)
-        run.open().load(loaded, step=step)
+        run.open(load_step=step).load(loaded)
         assert same(loaded, state(step))
 
 
@@ -177,7 +177,7 @@ def test_load_when_newest_is_bad_takes_the_one_before_and_says_so(
     assert same(loaded, state(1))
     assert run.lines[0].startswith(f"checkpoint: not loading {run.path(2)}: {reason}")
     with pytest.raises(CheckpointError, match=r"step-00000002: .*" + reason[:8]):
-        run.open().load(loaded, step=2)
+        run.open(load_step=2).load(loaded)
     damage(run.path(1))
     with pytest.raises(CheckpointError, match=r"(?s)no checkpoint that .*00000002.*00000001"):
         run.open().load(loaded)
@@ -186,7 +186,7 @@ def test_load_when_newest_is_bad_takes_the_one_before_and_says_so(
 def test_load_when_the_step_is_missing_names_those_there(run: Run) -> None:
     run.save(1, 2)
     with pytest.raises(CheckpointError, match="no checkpoint of step 3; there are: 2, 1"):
-        run.open().load(state(0), step=3)
+        run.open(load_step=3).load(state(0))
 
 
 def test_load_when_a_save_was_cut_off_ignores_and_removes_it(run: Run) -> None:
@@ -256,7 +256,7 @@ def test_model_only_when_resumed_says_so_and_takes_the_one_before(run: Run) -> N
     reason = "holds the weights only, so training can't be resumed from it"
     assert run.lines[0] == f"checkpoint: not loading {run.path(2)}: {reason}"
     with pytest.raises(CheckpointError, match=reason):
-        run.open().load(state(0), step=2)
+        run.open(load_step=2).load(state(0))
 
 
 @pytest.mark.parametrize("kind", ["run", "folder", "checkpoint"])

@@ -89,8 +89,3 @@ def test_order_unequal_weights_share_by_largest_remainder() -> None:
 def test_order_weight_below_resolution_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.sources\.1\.weight: 1e-06 of 1\.000001"):
         SampleOrder([10, 10], [1.0, 1e-6], seed=0, shuffle=True)
-
-
-def test_order_epochs_counts_reads_of_each_source() -> None:
-    order = SampleOrder([1000, 100], [0.9, 0.1], seed=0, shuffle=True)
-    assert order.epochs(PERIOD) == [9.0, 10.0]

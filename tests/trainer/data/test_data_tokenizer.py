@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 import tokenizers
 from data_corpora import DEMO_TOKENIZER, demo_tokenizer, words
+from train_tokenizer import to_tiktoken, train
 
 from titan_recipes.config.schema import Assets, Model
 from titan_recipes.errors import ConfigError
@@ -21,7 +22,6 @@ from titan_recipes.trainer.data.tokenizer import (
     load_tokenizer,
     resolve_tokenizer_path,
 )
-from titan_recipes.trainer.data.train_tokenizer import to_tiktoken, train
 
 HARD_TEXTS = [
     "",

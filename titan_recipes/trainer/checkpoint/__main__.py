@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from titan_recipes.errors import (
     EXIT_DONE,
@@ -22,9 +22,7 @@ from titan_recipes.errors import (
 )
 from titan_recipes.trainer.checkpoint import commit
 from titan_recipes.trainer.checkpoint.commit import Stored
-
-if TYPE_CHECKING:
-    from titan_recipes.config.job import Job
+from titan_recipes.trainer.verb import tell
 
 _UNITS = {"MB": 10**6, "GB": 10**9}
 
@@ -38,10 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _export(options)
         return _look(options)
     except TitanRecipesError as error:
-        lines = error.problems if isinstance(error, ConfigError) else (error,)
-        for line in lines:
-            print(f"error: {line}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,11 +137,12 @@ def _export(options: argparse.Namespace) -> int:
     import torch
 
     from titan_recipes.config.job import decode
+    from titan_recipes.trainer.checkpoint.weights import job_of
     from titan_recipes.trainer.hf.assets import find_beside
     from titan_recipes.trainer.hf.convert import export_checkpoint, newest_checkpoint
 
     stored = newest_checkpoint(options.directory)
-    job = decode(options.job) if options.job else _job_of(stored)
+    job = decode(options.job) if options.job else job_of(stored)
     beside = find_beside(job)
     size = export_checkpoint(
         job.model,
@@ -161,18 +157,6 @@ def _export(options: argparse.Namespace) -> int:
         print(note)
     print(f"exported {stored.path} (step {stored.step}, {size / 1e9:,.2f} GB) to {options.output}")
     return EXIT_DONE
-
-
-def _job_of(stored: Stored) -> "Job":
-    """The job of the run that a checkpoint lies in. Raises ConfigError where it lies in none."""
-    from titan_recipes.config.job import read_job
-
-    for folder in stored.path.absolute().parents[:3]:
-        if (folder / "job.toml").is_file():
-            return read_job(folder / "job.toml")
-    got = "in no run directory, so nothing says which model it is"
-    cure = "name the recipe: --recipe NAME"
-    raise ConfigError([Problem(str(stored.path), "", got, cure)])
 
 
 if __name__ == "__main__":

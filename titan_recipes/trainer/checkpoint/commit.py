@@ -14,7 +14,6 @@ makes the whole checkpoint bad, and the one before is taken.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tomllib
@@ -24,6 +23,7 @@ from typing import Any
 
 from titan_recipes.config.layout import replace_file
 from titan_recipes.errors import CheckpointError
+from titan_recipes.trainer.durable import sync_directory
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -173,14 +173,6 @@ def verify_checkpoint(path: Path, *, hash_content: bool = True) -> list[str]:
     return check_listing(path, manifest) + [problem for problem in checks if problem]
 
 
-def newest_valid(folder: Path, *, hash_content: bool = True) -> Stored | None:
-    """The newest checkpoint of a folder that verifies; None where there is none."""
-    for stored in list_checkpoints(folder):
-        if not verify_checkpoint(stored.path, hash_content=hash_content):
-            return stored
-    return None
-
-
 def commit(scratch: Path, manifest: Manifest) -> Path:
     """Turn a scratch directory, whose files are written and synced, into a checkpoint.
 
@@ -188,11 +180,11 @@ def commit(scratch: Path, manifest: Manifest) -> Path:
     only the weights are to stay.
     """
     replace_file(scratch / MANIFEST, json.dumps(asdict(manifest), indent=1))
-    _sync_directory(scratch)
+    sync_directory(scratch)
     final = checkpoint_path(scratch.parent, manifest.step)
     aside = _move_aside(final) if final.exists() else None
     scratch.rename(final)
-    _sync_directory(final.parent)
+    sync_directory(final.parent)
     if aside is not None:
         shutil.rmtree(aside)
     return final
@@ -233,23 +225,10 @@ def set_aside(folder: Path, step: int) -> list[str]:
     return [path.name for path in left]
 
 
-def keep_newest(folder: Path, count: int) -> list[int]:
-    """Remove all but the newest checkpoints after a commit; returns the removed steps.
+def keep_newest(folder: Path, count: int) -> None:
+    """Remove all but the newest checkpoints after a commit; count: how many stay, 0 = all.
 
-    count: how many stay; 0 = all. The newest was committed just now (see `set_aside`), so a good
-    one always stays.
+    The newest was committed just now (see `set_aside`), so a good one always stays.
     """
-    if count == 0:
-        return []
-    old = list_checkpoints(folder)[count:]
-    for stored in old:
+    for stored in list_checkpoints(folder)[count:] if count else ():
         remove(stored.path)
-    return [stored.step for stored in old]
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -41,14 +41,7 @@ T = TypeVar("T")
 
 _TENSOR_PARTS = ("model", "optimizer")
 # What a retry would meet again: no space, no quota, a size limit, read-only, no permission.
-_LASTING = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-}
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Checkpointer:
@@ -184,17 +177,17 @@ class Checkpointer:
 
     # --- load -------------------------------------------------------------------------------
 
-    def load(self, state: State, *, step: int = -1, initial: bool = True) -> int | None:
+    def load(self, state: State, *, initial: bool = True) -> int | None:
         """Load into `state` in place; returns the step that training goes on from.
 
-        step: the checkpoint to take; -1 = checkpoint.load_step, or the newest that verifies. A bad
-        one is named in the log with its reason, and the one before is taken. Where the run has no
-        checkpoint at all, checkpoint.initial_load_path is loaded; weights alone start at step 0.
+        That is checkpoint.load_step, or the newest that verifies: a bad one is named in the log
+        with its reason, and the one before is taken. Where the run has no checkpoint at all,
+        checkpoint.initial_load_path is loaded; weights alone start at step 0.
         None = nothing to load; without `initial` that is so where the run has no checkpoint. Parts
         in checkpoint.exclude_from_loading are left as they are.
         Raises CheckpointError where the wanted one is bad, or all are, or none fits the model.
         """
-        chosen = self._choose(self.folder, step if step >= 0 else self.config.load_step)
+        chosen = self._choose()
         if chosen is not None:
             self._read(chosen, state, model_only=False)
             self._held = (chosen.step, False)
@@ -212,7 +205,8 @@ class Checkpointer:
         self._read(chosen, state, model_only=model_only)
         return 0 if model_only else chosen.step
 
-    def _choose(self, folder: Path, step: int) -> Stored | None:
+    def _choose(self) -> Stored | None:
+        folder, step = self.folder, self.config.load_step
         found = self._on_rank_0(lambda: commit.list_checkpoints(folder))
         if step < 0:
             return self._newest_good(found, model_only=False)

@@ -5,9 +5,9 @@ checkpoint.initial_load_path, with the adapters added.
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -16,32 +16,38 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from titan_recipes.config.home import expanded
-from titan_recipes.config.job import Job
+from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.lora import uses_lora
 from titan_recipes.config.schema import Model
 from titan_recipes.errors import CheckpointError, ConfigError, Problem
 from titan_recipes.trainer.checkpoint import commit
-from titan_recipes.trainer.hf.config import check_config
-from titan_recipes.trainer.hf.key_map import key_map, our_shapes
-from titan_recipes.trainer.hf.weights import Weights
+from titan_recipes.trainer.hf.key_map import our_shapes
+from titan_recipes.trainer.hf.weights import ModelWeights
 from titan_recipes.trainer.model.lora import adapter_names, is_adapter, merge_lora
 
 PART = "model."
 """What names of weights begin with in a checkpoint of ours."""
 
 
-class _Tensors(Protocol):
-    """Tensors by our names; read when asked for."""
+@contextmanager
+def one_process() -> Generator[None]:
+    """One process without a process group is what is meant here; DCP warns of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
+        yield
 
-    shapes: dict[str, tuple[int, ...]]
 
-    def dtype(self, name: str) -> torch.dtype: ...
-
-    def load(self, names: Iterable[str]) -> dict[str, Tensor]: ...
+def job_of(stored: commit.Stored) -> Job:
+    """The job of the run that a checkpoint lies in. Raises ConfigError where it lies in none."""
+    for folder in stored.path.absolute().parents[:3]:
+        if (folder / "job.toml").is_file():
+            return read_job(folder / "job.toml")
+    got = "in no run directory, so nothing says which model it is"
+    raise ConfigError([Problem(str(stored.path), "", got, "name the recipe: --recipe NAME")])
 
 
 class _Committed:
-    """Those of a checkpoint directory of ours."""
+    """The tensors of a checkpoint directory of ours, by our names; read when asked for."""
 
     def __init__(self, path: Path) -> None:
         known = FileSystemReader(path).read_metadata().state_dict_metadata
@@ -58,34 +64,9 @@ class _Committed:
 
     def load(self, names: Iterable[str]) -> dict[str, Tensor]:
         state = {name: torch.empty(self.shapes[name], dtype=self.dtype(name)) for name in names}
-        with warnings.catch_warnings():
-            # One process without a process group is what is meant here.
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
+        with one_process():
             dcp.load({"model": state}, storage_reader=FileSystemReader(self._path), no_dist=True)
         return state
-
-
-class _Published:
-    """Those of a folder of Hugging Face safetensors."""
-
-    def __init__(self, folder: Path, job: Job) -> None:
-        check_config(folder, job.model)
-        self._weights, self._keys = Weights(folder), key_map(job.model)
-        self._weights.check(job.model)
-        self.shapes = {name: tuple(shape) for name, shape in our_shapes(job.model).items()}
-
-    def dtype(self, name: str) -> torch.dtype:
-        parts = self._keys[name]
-        return self._weights.dtype(parts[0].name) if parts else torch.float32
-
-    def load(self, names: Iterable[str]) -> dict[str, Tensor]:
-        return {name: self._read(name) for name in names}
-
-    def _read(self, name: str) -> Tensor:
-        if not self._keys[name]:
-            return torch.zeros(self.shapes[name])
-        whole = tuple(slice(0, size) for size in self.shapes[name])
-        return self._weights.read_ours(self._keys[name], whole)
 
 
 class StoredWeights:
@@ -98,7 +79,7 @@ class StoredWeights:
         """
         self._job = job if job is not None and uses_lora(job) else None
         self._own = _Committed(path)
-        self._base: _Tensors = self._own if self._job is None else _open_base(self._job)
+        self._base = self._own if self._job is None else _open_base(self._job)
         wanted = {name: tuple(shape) for name, shape in our_shapes(sizes).items()}
         _check(self._base.shapes, wanted, str(path) if self._job is None else "the base model")
         self.names = tuple(wanted)
@@ -125,10 +106,10 @@ class StoredWeights:
         return merge_lora(state, self._job)
 
 
-def _open_base(job: Job) -> _Tensors:
+def _open_base(job: Job) -> _Committed | ModelWeights:
     place = expanded(job.checkpoint.initial_load_path)
     if job.checkpoint.initial_load_in_hf:
-        return _Published(place, job)
+        return ModelWeights(place, job.model)
     for stored in commit.find_checkpoints(place):
         if not commit.verify_checkpoint(stored.path, hash_content=False):
             return _Committed(stored.path)

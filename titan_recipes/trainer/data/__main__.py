@@ -10,6 +10,7 @@ from titan_recipes.config.job import decode
 from titan_recipes.errors import TitanRecipesError
 from titan_recipes.trainer.data.prepare import ensure_prepared
 from titan_recipes.trainer.data.shards import TokenShards
+from titan_recipes.trainer.verb import tell
 
 PATHS_WHOLE = 1000
 """Columns that the table may take: paths are to be copied, so none is cut or wrapped."""
@@ -43,8 +44,7 @@ def main() -> int:
     try:
         _prepare(arguments.job)
     except TitanRecipesError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     return 0
 
 

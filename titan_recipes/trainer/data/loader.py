@@ -5,6 +5,7 @@ size, rank r takes the samples [position + r * L, position + (r + 1) * L), then 
 grows by dp_degree * L. So the samples of a global batch are the same at any number of ranks.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,6 +36,17 @@ class Batch:
     labels_BS: torch.Tensor
     documents_BS: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; from pinned memory it travels while the caller goes on."""
+        documents_BS = self.documents_BS
+        if documents_BS is not None:
+            documents_BS = documents_BS.to(device, non_blocking=True)
+        return Batch(
+            self.tokens_BS.to(device, non_blocking=True),
+            self.labels_BS.to(device, non_blocking=True),
+            documents_BS,
+        )
+
 
 class TrainingData(Protocol):
     """What the trainer reads from."""
@@ -52,44 +64,33 @@ class TrainingData(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Windows(Dataset[tuple[torch.Tensor, ...]]):
-    """Map-style: the micro-batch that begins at a sample index, as Batch's fields.
+    """Map-style: the micro-batch that begins at a sample index, as Batch's fields."""
 
-    document_mask: text is masked by document, too; conversations always are.
-    """
-
-    def __init__(
-        self,
-        sources: list[TokenShards],
-        order: SampleOrder,
-        *,
-        seq_len: int,
-        batch_size: int,
-        document_mask: bool,
-    ) -> None:
-        self._sources = sources
-        self._order = order
-        self._seq_len = seq_len
-        self._batch_size = batch_size
-        self._document_mask = document_mask
-        self._has_documents = document_mask or any(source.window for source in sources)
+    sources: list[TokenShards]
+    order: SampleOrder
+    seq_len: int
+    batch_size: int
+    document_mask: bool
+    """Whether text is masked by document, too; conversations always are."""
 
     def __getitem__(self, start: int) -> tuple[torch.Tensor, ...]:
-        shape = (self._batch_size, self._seq_len)
+        shape = (self.batch_size, self.seq_len)
         tokens_BS, labels_BS = np.empty(shape, np.int64), np.empty(shape, np.int64)
         documents_BS = np.zeros(shape, np.int64)
-        for row in range(self._batch_size):
-            number, sample = self._order.locate(start + row)
-            source = self._sources[number]
-            first = source.sample_start(sample, self._seq_len)
-            end = first + self._seq_len
+        for row in range(self.batch_size):
+            number, sample = self.order.locate(start + row)
+            source = self.sources[number]
+            first = source.sample_start(sample, self.seq_len)
+            end = first + self.seq_len
             window = source.read(first, end + 1)
             tokens_BS[row], labels_BS[row] = window[:-1], window[1:]
             labels_BS[row][~source.is_trained(first + 1, end + 1)] = IGNORED
-            if source.window or self._document_mask:
+            if source.window or self.document_mask:
                 documents_BS[row][source.document_starts(first, end) - first] = 1
         fields = [tokens_BS, labels_BS]
-        if self._has_documents:
+        if self.document_mask or any(source.window for source in self.sources):
             fields.append(documents_BS.cumsum(axis=1))
         return tuple(torch.from_numpy(field) for field in fields)
 
@@ -97,6 +98,7 @@ class _Windows(Dataset[tuple[torch.Tensor, ...]]):
 def _batches(
     windows: _Windows, starts: Iterable[int], options: DataLoaderOptions
 ) -> Iterator[Batch]:
+    """The micro-batches that begin at these sample indices."""
     workers: dict[str, Any] = {}
     if options.num_workers:
         workers["persistent_workers"] = options.persistent_workers
@@ -115,19 +117,6 @@ def _batches(
     )
     for fields in loader:
         yield Batch(*fields)
-
-
-class _Starts:
-    """The sample indices at which one rank's micro-batches begin: first, first + stride, ..."""
-
-    def __init__(self, first: int, stride: int, count: int | None = None) -> None:
-        self._first, self._stride, self._count = first, stride, count
-
-    def __iter__(self) -> Iterator[int]:
-        number = 0
-        while self._count is None or number < self._count:
-            yield self._first + number * self._stride
-            number += 1
 
 
 class ShardedData:
@@ -152,7 +141,7 @@ class ShardedData:
 
     def _move(self, position: int) -> None:
         self._position = position
-        starts = _Starts(position + self._offset, self._stride)
+        starts = itertools.count(position + self._offset, self._stride)
         self._iterator = _batches(self._windows, starts, self._options)
 
     def next_batch(self) -> Batch:
@@ -207,8 +196,8 @@ def open_training_data(
     batch_size = job.training.local_batch_size
     return ShardedData(
         _Windows(
-            sources,
-            order,
+            sources=sources,
+            order=order,
             seq_len=seq_len,
             batch_size=batch_size,
             document_mask=job.data.document_mask,
@@ -227,16 +216,16 @@ def open_training_data(
     )
 
 
+@dataclass(frozen=True, slots=True)
 class ValidationData:
     """Batches of held-out text, in stored order, from its beginning at each iteration."""
 
-    def __init__(self, windows: _Windows, starts: _Starts, options: DataLoaderOptions) -> None:
-        self._windows = windows
-        self._starts = starts
-        self._options = options
+    windows: _Windows
+    starts: range
+    options: DataLoaderOptions
 
     def __iter__(self) -> Iterator[Batch]:
-        return _batches(self._windows, self._starts, self._options)
+        return _batches(self.windows, self.starts, self.options)
 
 
 def open_validation_data(
@@ -256,11 +245,11 @@ def open_validation_data(
     count = full if settings.steps == -1 else min(settings.steps, full)
     order = SampleOrder([num_samples], [1.0], seed=0, shuffle=False)
     windows = _Windows(
-        [shards],
-        order,
+        sources=[shards],
+        order=order,
         seq_len=settings.seq_len,
         batch_size=settings.local_batch_size,
         document_mask=job.data.document_mask,
     )
-    starts = _Starts(dp_rank * settings.local_batch_size, stride, count)
+    starts = range(dp_rank * settings.local_batch_size, count * stride, stride)
     return ValidationData(windows, starts, settings.dataloader)

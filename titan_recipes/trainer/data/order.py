@@ -10,7 +10,6 @@ resumes anywhere, at any number of ranks, by nothing but the index. Two parts:
 """
 
 import hashlib
-import itertools
 import math
 import random
 import struct
@@ -103,12 +102,3 @@ class SampleOrder:
         if not self._shuffle:
             return source, position
         return source, permute(position, n, f"{self._seed}/{source}/{epoch}")
-
-    def epochs(self, index: int) -> list[float]:
-        """How often each source has been read through before a global sample index."""
-        period, slot = divmod(index, PERIOD)
-        begun = [0] * len(self._counts)
-        for source, _ in itertools.islice(self._table, slot):
-            begun[source] += 1
-        read = (period * count + part for count, part in zip(self._counts, begun, strict=True))
-        return [k / n for k, n in zip(read, self._num_samples, strict=True)]

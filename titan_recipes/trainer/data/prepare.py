@@ -31,12 +31,7 @@ from titan_recipes.config.job import Job
 from titan_recipes.config.schema import DataSource
 from titan_recipes.errors import ConfigError, Problem
 from titan_recipes.trainer.data import documents, shards
-from titan_recipes.trainer.data.chat import (
-    ChatFormat,
-    ConversationPacker,
-    Document,
-    packing_report,
-)
+from titan_recipes.trainer.data.chat import ChatFormat, ConversationPacker, Document, packing_report
 from titan_recipes.trainer.data.places import bundle_directory, cache_directory
 from titan_recipes.trainer.data.progress import Progress
 from titan_recipes.trainer.data.sources import Source, open_source
@@ -191,10 +186,8 @@ def _locked(path: Path) -> Generator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         got = f"{path.parent} can't be used for token shards: {error}"
-        problem = Problem(
-            "train.toml", "data.cache_dir", got, "set it to a place with room and locks"
-        )
-        raise ConfigError([problem]) from error
+        cure = "set it to a place with room and locks"
+        raise ConfigError([Problem("train.toml", "data.cache_dir", got, cure)]) from error
     with file:
         yield
 
@@ -257,14 +250,12 @@ class _Texts:
         self.counts: dict[str, int] = {}
         self._tokenizer = tokenizer
         self._text_key = text_key
-        self._before = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        self._after = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
 
     def documents(self, chunk: documents.Chunk) -> Iterator[Document]:
         for text in documents.read(chunk, self._text_key):
             pieces = [ids for ids in self._tokenizer.encode_pieces(text) if ids]
             if pieces:
-                yield [self._before, *pieces, self._after]
+                yield [self._tokenizer.before, *pieces, self._tokenizer.after]
 
     def rest(self) -> Iterator[Document]:
         yield from ()

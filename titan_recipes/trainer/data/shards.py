@@ -25,12 +25,13 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
+from titan_recipes.config.layout import replace_file
 from titan_recipes.errors import DataError
+from titan_recipes.trainer.durable import sync_directory
 
 FORMAT_VERSION = 1
 BLOCK_BYTES = 256 * 1024
@@ -64,15 +65,6 @@ def _counts_name(number: int) -> str:
 
 def _num_blocks(num_bytes: int) -> int:
     return -(-num_bytes // BLOCK_BYTES)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory survive a power loss."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _BlockWriter:
@@ -139,13 +131,8 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             self._finish()
         else:
             self._tokens.abandon()
@@ -207,13 +194,14 @@ def commit(
         "counts": counts,
         "about": about,
     }
-    with (partial / INDEX).open("w", encoding="utf-8") as file:
-        json.dump(index, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    replace_file(partial / INDEX, json.dumps(index, indent=1))
     sync_directory(partial)
     partial.rename(final)
     sync_directory(final.parent)
+
+
+def _unusable(path: Path, got: str) -> DataError:
+    return DataError(f"{path}: {got}; delete {path.parent} and the text is tokenized again")
 
 
 class _BlockFile:
@@ -239,11 +227,9 @@ class _BlockFile:
         for number in range(first, last):
             block = self._bytes[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]
             if zlib.crc32(block.tobytes()) != self._checksums[number]:
-                raise DataError(
-                    f"{self._path}: damaged: bytes {number * BLOCK_BYTES:,} to"
-                    f" {number * BLOCK_BYTES + len(block):,} don't have their checksum; delete"
-                    f" {self._path.parent} and the text is tokenized again"
-                )
+                start = number * BLOCK_BYTES
+                got = f"bytes {start:,} to {start + len(block):,} don't have their checksum"
+                raise _unusable(self._path, f"damaged: {got}")
             self._unread[number] = 0
 
 
@@ -342,14 +328,10 @@ class TokenShards:
                 kept = {key: index[key] for key in ("dtype", "digest", "shards", "about")}
                 return {"window": 0, "counts": {}} | index | kept
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: not readable as an index of token shards ({error}); delete"
-                f" {self.directory} and the text is tokenized again"
-            ) from error
-        raise DataError(
-            f"{path}: format version {version}, this titan-recipes reads {FORMAT_VERSION}; delete"
-            f" {self.directory} and the text is tokenized again"
-        )
+            got = f"not readable as an index of token shards ({error})"
+            raise _unusable(path, got) from error
+        got = f"format version {version}, this titan-recipes reads {FORMAT_VERSION}"
+        raise _unusable(path, got)
 
     def _sizes(self, number: int) -> tuple[int, int, int]:
         """Bytes that the three files of a shard must have."""
@@ -370,9 +352,7 @@ class TokenShards:
                 if size == expected:
                     continue
                 got = f"has {size:,} bytes instead of {expected:,}"
-            raise DataError(
-                f"{path}: {got}; delete {self.directory} and the text is tokenized again"
-            )
+            raise _unusable(path, got)
         return sum(expected_sizes)
 
     def _open(self, number: int) -> tuple[_BlockFile, _BlockFile]:
@@ -386,7 +366,6 @@ class TokenShards:
                     _BlockFile(documents, _OFFSET, known[split:]),
                 )
             except OSError as error:
-                raise DataError(
-                    f"{self.directory}: shard {number} can't be read: {error}"
-                ) from error
+                got = f"shard {number} can't be read: {error}"
+                raise DataError(f"{self.directory}: {got}") from error
         return self._opened[number]

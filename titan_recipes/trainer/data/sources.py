@@ -6,6 +6,7 @@ datasets end here as files too: the arrow files of the `datasets` cache.
 """
 
 import hashlib
+import itertools
 import os
 import sysconfig
 from collections.abc import Callable, Iterable
@@ -45,8 +46,8 @@ class Place:
     """Where a dataset is asked for.
 
     key: the configuration key that says so, for messages. path: "" = the dataset's own place; for
-    "stdlib" a package of the library;
-    relative ones start at the bundle if they exist there, else at the working directory.
+    "stdlib" a package of the library; relative ones start at the bundle if they exist there, else
+    at the working directory.
     """
 
     key: str
@@ -174,10 +175,7 @@ def _local(place: Place, patterns: Iterable[str] = ()) -> list[TextFile]:
         root, paths, got = root.parent, [root], ""
     else:
         paths = sorted(Path(p) for p in glob(where, recursive=True) if Path(p).is_file())
-        fixed = [part for part in root.parts if not has_magic(part)]
-        root = Path(
-            *root.parts[: next((i for i, p in enumerate(root.parts) if has_magic(p)), len(fixed))]
-        )
+        root = Path(*itertools.takewhile(lambda part: not has_magic(part), root.parts))
         got = f"no file matches {where}" if has_magic(where) else f"{where} does not exist"
     if not paths:
         raise place.error(got, "give a file, a directory or a glob of jsonl, parquet or txt")

@@ -7,6 +7,7 @@ resumes exactly, but only at the data-parallel degree it was saved at.
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,28 @@ from titan_recipes.trainer.data.sources import C4, Place, c4_files, hub_reposito
 from titan_recipes.trainer.data.tokenizer import Tokenizer, load_job_tokenizer
 
 
+@dataclass(kw_only=True)
 class StreamedData:
     """Training data out of a stream of rows; the i-th window overlaps the next by one token."""
 
-    def __init__(
-        self,
-        rows: Any,
-        tokenizer: Tokenizer,
-        *,
-        name: str,
-        text_key: str,
-        seq_len: int,
-        batch_size: int,
-        dp_rank: int,
-        dp_degree: int,
-    ) -> None:
-        """rows: a `datasets.IterableDataset`, already split by rank; name: for messages."""
-        self._rows = rows
-        self._tokenizer = tokenizer
-        self._name = name
-        self._text_key = text_key
-        self._seq_len = seq_len
-        self._batch_size = batch_size
-        self._rank_key = f"dp_rank_{dp_rank}"
-        self._dp_degree = dp_degree
-        self._identity = {"stream": name, "tokenizer": tokenizer.fingerprint, "seq_len": seq_len}
+    rows: Any
+    """A `datasets.IterableDataset`, already split by rank."""
+    tokenizer: Tokenizer
+    name: str
+    """Of the dataset, for messages."""
+    text_key: str
+    seq_len: int
+    batch_size: int
+    dp_rank: int
+    dp_degree: int
+
+    def __post_init__(self) -> None:
+        self._rank_key = f"dp_rank_{self.dp_rank}"
+        self._identity = {
+            "stream": self.name,
+            "tokenizer": self.tokenizer.fingerprint,
+            "seq_len": self.seq_len,
+        }
         self._epoch = 0
         self._has_text = False
         # `datasets` takes a loaded state over when the next row is read, not before.
@@ -55,34 +53,32 @@ class StreamedData:
 
     def _read(self) -> Iterator[list[int]]:
         """Documents as ids, epoch after epoch."""
-        before = [] if self._tokenizer.bos_id is None else [self._tokenizer.bos_id]
-        after = [] if self._tokenizer.eos_id is None else [self._tokenizer.eos_id]
         while True:
-            for row in self._rows:
+            for row in self.rows:
                 self._loaded_rows = None
-                text = row.get(self._text_key)
+                text = row.get(self.text_key)
                 if not isinstance(text, str):
                     has = ", ".join(map(repr, row))
                     raise DataError(
-                        f"{self._name}: a row holds no text under {self._text_key!r}, its keys are"
+                        f"{self.name}: a row holds no text under {self.text_key!r}, its keys are"
                         f" {has}; set data.text_key"
                     )
-                if ids := self._tokenizer.encode(text):
+                if ids := self.tokenizer.encode(text):
                     self._has_text = True
-                    yield [*before, *ids, *after]
+                    yield [*self.tokenizer.before, *ids, *self.tokenizer.after]
             if not self._has_text:
-                raise DataError(f"{self._name}: this rank's part of the stream holds no text")
+                raise DataError(f"{self.name}: this rank's part of the stream holds no text")
             self._loaded_rows = None
             self._epoch += 1
-            self._rows.set_epoch(self._epoch)
+            self.rows.set_epoch(self._epoch)
 
     def next_batch(self) -> Batch:
-        num_tokens = self._batch_size * self._seq_len
+        num_tokens = self.batch_size * self.seq_len
         while len(self._pending) < num_tokens + 1:
             self._pending += next(self._documents)
         taken = torch.from_numpy(np.array(self._pending[: num_tokens + 1], np.int64))
         del self._pending[:num_tokens]
-        shape = (self._batch_size, self._seq_len)
+        shape = (self.batch_size, self.seq_len)
         return Batch(taken[:-1].reshape(shape), taken[1:].reshape(shape))
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,31 +86,27 @@ class StreamedData:
         position = {
             "epoch": self._epoch,
             "pending": self._pending,
-            "rows": self._loaded_rows or self._rows.state_dict(),
+            "rows": self._loaded_rows or self.rows.state_dict(),
         }
         return {
-            "dp_degree": self._dp_degree,
+            "dp_degree": self.dp_degree,
             **self._identity,
             self._rank_key: json.dumps(position),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         saved_degree = state.get("dp_degree")
-        if saved_degree is not None and saved_degree != self._dp_degree:
-            problem = Problem(
-                "checkpoint",
-                "data.streaming",
-                "a stream resumes only at the data-parallel degree it was saved at:"
-                f" {saved_degree}, this job has {self._dp_degree}",
-                "resume with as many ranks, or train on shards (data.streaming = false)",
-            )
-            raise ConfigError([problem])
+        if saved_degree is not None and saved_degree != self.dp_degree:
+            rule = "a stream resumes only at the data-parallel degree it was saved at"
+            got = f"{rule}: {saved_degree}, this job has {self.dp_degree}"
+            cure = "resume with as many ranks, or train on shards (data.streaming = false)"
+            raise ConfigError([Problem("checkpoint", "data.streaming", got, cure)])
         refuse_other_data(self._identity, state)
         position = json.loads(state[self._rank_key])
         self._epoch = position["epoch"]
         self._pending = position["pending"]
-        self._rows.set_epoch(self._epoch)
-        self._rows.load_state_dict(position["rows"])
+        self.rows.set_epoch(self._epoch)
+        self.rows.load_state_dict(position["rows"])
         self._loaded_rows = position["rows"]
         self._has_text = True  # even if the epoch ends right here
         self._documents = self._read()
@@ -126,14 +118,10 @@ def open_stream(job: Job, *, dp_rank: int, dp_degree: int) -> StreamedData:
 
     name, path = job.training.dataset, job.training.dataset_path
     if job.data.sources or name not in ("hub", "c4"):
-        got = "[[data.sources]]" if job.data.sources else f"dataset {name!r}"
-        problem = Problem(
-            "train.toml",
-            "data.streaming",
-            f"{got} can't be streamed",
-            'stream training.dataset "hub" or "c4", or set data.streaming = false',
-        )
-        raise ConfigError([problem])
+        asked = "[[data.sources]]" if job.data.sources else f"dataset {name!r}"
+        got = f"{asked} can't be streamed"
+        cure = 'stream training.dataset "hub" or "c4", or set data.streaming = false'
+        raise ConfigError([Problem("train.toml", "data.streaming", got, cure)])
     place = Place("training.dataset_path", path, bundle_directory(job), validation=False)
     if name == "hub":
         repository = hub_repository(place)
@@ -146,8 +134,8 @@ def open_stream(job: Job, *, dp_rank: int, dp_degree: int) -> StreamedData:
         repository = C4
         rows = load_hub(place, C4, "train", data_files={"train": "en/c4-train.*"}, streaming=True)
     return StreamedData(
-        split_dataset_by_node(rows, dp_rank, dp_degree),
-        load_job_tokenizer(job),
+        rows=split_dataset_by_node(rows, dp_rank, dp_degree),
+        tokenizer=load_job_tokenizer(job),
         name=repository,
         text_key=job.data.text_key,
         seq_len=job.training.seq_len,

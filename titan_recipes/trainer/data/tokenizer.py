@@ -74,6 +74,16 @@ class Tokenizer:
     decode_ids: Callable[[list[int]], str]
     special_id: Callable[[str], int | None]
 
+    @property
+    def before(self) -> list[int]:
+        """What a document begins with: bos, if there is one."""
+        return [] if self.bos_id is None else [self.bos_id]
+
+    @property
+    def after(self) -> list[int]:
+        """What a document ends with: eos, if there is one."""
+        return [] if self.eos_id is None else [self.eos_id]
+
     def encode(self, text: str) -> list[int]:
         """The ids of ordinary text, without bos and eos."""
         return [id for piece in self.encode_pieces(text) for id in piece]
@@ -136,16 +146,7 @@ def resolve_tokenizer_path(job: Job) -> Path:
     """
     named = job.model.tokenizer_path or job.model.hf_assets_path or job.assets.tokenizer
     if not named:
-        raise ConfigError(
-            [
-                Problem(
-                    "recipe.toml",
-                    "assets.tokenizer",
-                    "no tokenizer is named",
-                    _cure(job.assets.hf_repo),
-                )
-            ]
-        )
+        raise _unusable(Path("recipe.toml"), "no tokenizer is named", job.assets.hf_repo)
     return below(bundle_directory(job), named)
 
 
@@ -153,28 +154,21 @@ def load_job_tokenizer(job: Job) -> Tokenizer:
     """The job's tokenizer, checked to fit the model. Raises ConfigError."""
     tokenizer = load_tokenizer(resolve_tokenizer_path(job), hf_repo=job.assets.hf_repo)
     if tokenizer.vocab_size > job.model.vocab_size:
-        problem = Problem(
-            "model.toml",
-            "model.vocab_size",
-            f"{job.model.vocab_size} is less than the {tokenizer.vocab_size} ids of"
-            f" {tokenizer.path}",
-            f"set {tokenizer.vocab_size} or more, or use the model's own tokenizer",
-        )
-        raise ConfigError([problem])
+        ids = tokenizer.vocab_size
+        got = f"{job.model.vocab_size} is less than the {ids} ids of {tokenizer.path}"
+        cure = f"set {ids} or more, or use the model's own tokenizer"
+        raise ConfigError([Problem("model.toml", "model.vocab_size", got, cure)])
     return tokenizer
 
 
-def _cure(hf_repo: str) -> str:
-    if not hf_repo:
-        return "set assets.tokenizer to a tokenizer file or its directory"
-    return (
-        f"get it with `hf download {hf_repo} --include '*tokenizer*' --local-dir DIR` and"
-        " `--set 'assets.tokenizer=\"DIR\"'`"
-    )
-
-
 def _unusable(path: Path, got: str, hf_repo: str) -> ConfigError:
-    return ConfigError([Problem(str(path), "assets.tokenizer", got, _cure(hf_repo))])
+    cure = "set assets.tokenizer to a tokenizer file or its directory"
+    if hf_repo:
+        cure = (
+            f"get it with `hf download {hf_repo} --include '*tokenizer*' --local-dir DIR` and"
+            " `--set 'assets.tokenizer=\"DIR\"'`"
+        )
+    return ConfigError([Problem(str(path), "assets.tokenizer", got, cure)])
 
 
 def _find(path: Path, hf_repo: str) -> Path:

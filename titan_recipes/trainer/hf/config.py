@@ -44,25 +44,12 @@ _ROPE = {
     "mscale_all_dim": "mscale_all_dim",
     "truncate": "truncate",
 }
+_LINEAR = ("rope_type", "factor")
+_FROM_LENGTH = (*_LINEAR, "original_max_position_embeddings")
 _ROPE_KEYS = {
-    "linear": ("rope_type", "factor"),
-    "llama3": (
-        "rope_type",
-        "factor",
-        "original_max_position_embeddings",
-        "low_freq_factor",
-        "high_freq_factor",
-    ),
-    "yarn": (
-        "rope_type",
-        "factor",
-        "original_max_position_embeddings",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
-    ),
+    "linear": _LINEAR,
+    "llama3": (*_FROM_LENGTH, "low_freq_factor", "high_freq_factor"),
+    "yarn": (*_FROM_LENGTH, "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
 }
 """The keys that each way of stretching has."""
 

@@ -8,7 +8,6 @@ import json
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,12 +26,12 @@ from titan_recipes.config.schema import Model
 from titan_recipes.errors import CheckpointError, ConfigError, Problem
 from titan_recipes.trainer.checkpoint import commit
 from titan_recipes.trainer.checkpoint.commit import Stored
-from titan_recipes.trainer.checkpoint.weights import PART, StoredWeights
+from titan_recipes.trainer.checkpoint.weights import PART, StoredWeights, one_process
 from titan_recipes.trainer.checkpoint.writer import CommittingWriter
 from titan_recipes.trainer.hf.assets import GENERATION_CONFIG, Beside, find_beside
-from titan_recipes.trainer.hf.config import CONFIG, check_config, config_of
+from titan_recipes.trainer.hf.config import CONFIG, config_of
 from titan_recipes.trainer.hf.key_map import KeyMap, Part, key_map, our_shapes
-from titan_recipes.trainer.hf.weights import INDEX, SINGLE, Weights
+from titan_recipes.trainer.hf.weights import INDEX, SINGLE, ModelWeights
 
 LINE_SECONDS = 5.0
 MAX_SHARD_BYTES = 5 * 10**9
@@ -54,14 +53,6 @@ class Progress:
             speed = self._done / max(now - self._start, 1e-9) / 1e6
             gigabytes = f"{self._done / 1e9:,.2f} of {self._total / 1e9:,.2f} GB"
             print(f"{self._verb}: {gigabytes}, {speed:,.0f} MB/s", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _one_process() -> Generator[None]:
-    """One process without a process group is what is meant here; DCP warns of it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
-        yield
 
 
 @contextmanager
@@ -89,43 +80,31 @@ def import_checkpoint(sizes: Model, source: Path, output: Path) -> tuple[Path, l
     Returns its path, and the names of stored tensors that were left out. Raises ConfigError where
     `source` holds another model or `output` is there already, CheckpointError for bad tensors.
     """
-    check_config(source, sizes)
-    weights = Weights(source)
-    ignored = weights.check(sizes)
-    keys = key_map(sizes)
+    weights = ModelWeights(source, sizes)
     content = {
-        name: torch.empty(shape, dtype=_stored_dtype(weights, keys[name]), device="meta")
-        for name, shape in our_shapes(sizes).items()
+        name: torch.empty(shape, dtype=weights.dtype(name), device="meta")
+        for name, shape in weights.shapes.items()
     }
     progress = Progress("importing", sum(tensor.nbytes for tensor in content.values()))
-    planner = _ReadingPlanner(weights, keys, progress)
-    with _appearing(output) as folder, _one_process():
+    planner = _ReadingPlanner(weights, progress)
+    with _appearing(output) as folder, one_process():
         writer = CommittingWriter(
             folder, step=0, world_size=1, model_only=True, on_commit=lambda manifest: None
         )
         dcp.save({"model": content}, storage_writer=writer, planner=planner, no_dist=True)
-    return commit.checkpoint_path(output, 0), ignored
-
-
-def _stored_dtype(weights: Weights, parts: tuple[Part, ...]) -> torch.dtype:
-    return weights.dtype(parts[0].name) if parts else torch.float32
+    return commit.checkpoint_path(output, 0), weights.ignored
 
 
 class _ReadingPlanner(DefaultSavePlanner):
     """Reads a tensor when its turn to be written has come; the state dict holds shapes only."""
 
-    def __init__(self, weights: Weights, keys: KeyMap, progress: Progress) -> None:
+    def __init__(self, weights: ModelWeights, progress: Progress) -> None:
         super().__init__()
-        self.weights, self.keys, self.progress = weights, keys, progress
+        self.weights, self.progress = weights, progress
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        name = index.fqn.removeprefix(PART)
-        shape = super().lookup_object(index).shape
         self.progress.add(super().lookup_object(index).nbytes)
-        if not self.keys[name]:
-            return torch.zeros(shape)
-        where = tuple(slice(0, size) for size in shape)
-        return self.weights.read_ours(self.keys[name], where).contiguous()
+        return self.weights.read(index.fqn.removeprefix(PART)).contiguous()
 
 
 # --- export -----------------------------------------------------------------------------------
@@ -247,11 +226,8 @@ def _files(layout: dict[str, Tensor], max_bytes: int) -> Iterator[tuple[str, lis
         groups[-1].append(name)
         size += tensor.nbytes
     for number, names in enumerate(groups, start=1):
-        yield _file_name(number, len(groups)), names
-
-
-def _file_name(number: int, count: int) -> str:
-    return SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        numbered = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        yield SINGLE if len(groups) == 1 else numbered, names
 
 
 def _assembled(like: Tensor, parts: Iterable[tuple[str, Part]], state: dict[str, Tensor]) -> Tensor:

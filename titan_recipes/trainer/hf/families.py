@@ -202,10 +202,28 @@ def _deepseek(sizes: Model) -> dict[str, Any]:
 
 
 _BIAS = {"attention_bias": "attention_bias"}
+_LOCAL_EXPERTS = {
+    "intermediate_size": "moe.ffn_dim",
+    "num_local_experts": "moe.num_experts",
+    "num_experts_per_tok": "moe.experts_per_token",
+}
 _LLAMA = Architecture("LlamaForCausalLM", "llama", numbers=_BIAS, fixed={"mlp_bias": False})
 _GEMMA_SWITCHES = {"norm_unit_offset": True, "scale_embeddings": True, "activation": "gelu_tanh"}
 _GEMMA_MISSING = {"tie_word_embeddings": True, "head_dim": 256}
 _POST_NORM_SWITCHES = {**_GEMMA_SWITCHES, "post_norms": True}
+# Only the larger V2 limits the groups, and it scores them in another way than V3.
+_DEEPSEEK_V2_ROUTING = {
+    "scoring_func": "softmax",
+    "topk_method": "greedy",
+    "norm_topk_prob": False,
+    "moe_layer_freq": 1,
+}
+_DEEPSEEK_V3_ROUTING = {
+    "rope_interleave": True,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "moe_layer_freq": 1,
+}
 _DEEPSEEK_NUMBERS = {
     "kv_lora_rank": "mla.kv_lora_rank",
     "qk_rope_head_dim": "mla.rope_head_dim",
@@ -270,11 +288,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "MixtralForCausalLM",
         "mixtral",
         tensors=_MIXTRAL,
-        numbers={
-            "intermediate_size": "moe.ffn_dim",
-            "num_local_experts": "moe.num_experts",
-            "num_experts_per_tok": "moe.experts_per_token",
-        },
+        numbers=_LOCAL_EXPERTS,
         fixed={"sliding_window": None},
         switches={"ffn_dim": 0},
         rope_theta=1e6,
@@ -300,23 +314,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         "deepseek_v2",
         tensors=_DEEPSEEK_V2,
         numbers=_DEEPSEEK_NUMBERS,
-        fixed={
-            "attention_bias": False,
-            "mlp_bias": False,
-            "scoring_func": "softmax",
-            # Only the larger V2 limits the groups, and it scores them in another way than V3.
-            "topk_method": "greedy",
-            "norm_topk_prob": False,
-            "moe_layer_freq": 1,
-        },
+        fixed={"attention_bias": False, "mlp_bias": False, **_DEEPSEEK_V2_ROUTING},
         computed=_deepseek,
         switches={"moe.normalize_top_k": False},
-        missing={
-            "scoring_func": "softmax",
-            "topk_method": "greedy",
-            "norm_topk_prob": False,
-            "moe_layer_freq": 1,
-        },
+        missing=_DEEPSEEK_V2_ROUTING,
     ),
     "deepseek_v3": Architecture(
         "DeepseekV3ForCausalLM",
@@ -328,33 +329,16 @@ ARCHITECTURES: dict[str, Architecture] = {
             "n_group": "moe.num_groups",
             "topk_group": "moe.num_limited_groups",
         },
-        fixed={
-            "attention_bias": False,
-            "rope_interleave": True,
-            "scoring_func": "sigmoid",
-            "topk_method": "noaux_tc",
-            "moe_layer_freq": 1,
-            "num_nextn_predict_layers": 0,
-        },
+        fixed={"attention_bias": False, **_DEEPSEEK_V3_ROUTING, "num_nextn_predict_layers": 0},
         computed=_deepseek,
         switches={"moe.score_func": "sigmoid"},
-        missing={
-            "rope_interleave": True,
-            "scoring_func": "sigmoid",
-            "topk_method": "noaux_tc",
-            "moe_layer_freq": 1,
-        },
+        missing=_DEEPSEEK_V3_ROUTING,
     ),
     "gpt_oss": Architecture(
         "GptOssForCausalLM",
         "gpt_oss",
         tensors=_GPT_OSS,
-        numbers={
-            **_BIAS,
-            "intermediate_size": "moe.ffn_dim",
-            "num_local_experts": "moe.num_experts",
-            "num_experts_per_tok": "moe.experts_per_token",
-        },
+        numbers={**_BIAS, **_LOCAL_EXPERTS},
         fixed={"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
         computed=_window,
         global_every=2,

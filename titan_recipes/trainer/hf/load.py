@@ -11,9 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from titan_recipes.config.schema import Model
-from titan_recipes.trainer.hf.config import check_config
-from titan_recipes.trainer.hf.key_map import key_map
-from titan_recipes.trainer.hf.weights import Weights
+from titan_recipes.trainer.hf.weights import ModelWeights
 
 
 @torch.no_grad()
@@ -22,20 +20,13 @@ def load_into(model_state: dict[str, Tensor], sizes: Model, folder: Path) -> lis
 
     model_state: by the names of an unparallelised model; a pipeline stage gives its own. The
     folder must fit the whole model all the same. Returns the names of stored tensors that no model
-    of ours has a use for. Raises ConfigError for a folder or a config.json of another model, and
-    CheckpointError for wrong, missing or surplus tensors; each names all there are.
+    of ours has a use for. Raises what `ModelWeights` does.
     """
-    check_config(folder, sizes)
-    weights = Weights(folder)
-    ignored = weights.check(sizes)
-    keys = key_map(sizes)
+    weights = ModelWeights(folder, sizes)
     for name, target in model_state.items():
         local = target.to_local() if isinstance(target, DTensor) else target
-        if keys[name]:
-            local.copy_(weights.read_ours(keys[name], local_slices(target)))
-        else:
-            local.zero_()
-    return ignored
+        local.copy_(weights.read(name, local_slices(target)))
+    return weights.ignored
 
 
 def local_slices(target: Tensor) -> tuple[slice, ...]:

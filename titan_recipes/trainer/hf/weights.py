@@ -16,7 +16,8 @@ from torch import Tensor
 
 from titan_recipes.config.schema import Model
 from titan_recipes.errors import CheckpointError, ConfigError, Problem
-from titan_recipes.trainer.hf.key_map import Part, stored_shapes
+from titan_recipes.trainer.hf.config import check_config
+from titan_recipes.trainer.hf.key_map import Part, key_map, our_shapes, stored_shapes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -90,12 +91,6 @@ class Weights:
             tensor = tensor.transpose(-1, -2)
         return tensor if rows is None else tensor[rows]
 
-    def read_ours(self, parts: tuple[Part, ...], where: Sequence[slice]) -> Tensor:
-        """A slice of our tensor, its experts stacked where they are stored one by one."""
-        if parts[0].expert is None:
-            return self.read(parts[0], where)
-        return torch.stack([self.read(part, where[1:]) for part in parts[where[0]]])
-
     def check(self, sizes: Model) -> list[str]:
         """Compare with what the model has; returns what there is and is not wanted, by name.
 
@@ -150,6 +145,42 @@ class Weights:
         if name.endswith(("_scale_inv", "_blocks", "_scales")):
             return f"{text}: quantized weights; convert them to bfloat16 first"
         return text
+
+
+class ModelWeights:
+    """The tensors of a model of ours in such a folder, by our names."""
+
+    def __init__(self, folder: Path, sizes: Model) -> None:
+        """Raises ConfigError for a folder or a config.json of another model, and CheckpointError
+        for wrong, missing or surplus tensors; each names all there are."""
+        check_config(folder, sizes)
+        self._stored = Weights(folder)
+        self.ignored = self._stored.check(sizes)
+        """Names of stored tensors that no model of ours has a use for."""
+        self._parts = key_map(sizes)
+        self.shapes = {name: tuple(shape) for name, shape in our_shapes(sizes).items()}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of a tensor, as `read` gives it."""
+        parts = self._parts[name]
+        return self._stored.dtype(parts[0].name) if parts else torch.float32
+
+    def read(self, name: str, where: Sequence[slice] | None = None) -> Tensor:
+        """A tensor, or a slice of it; where: start and stop in each dim.
+
+        It is zeros where theirs has none, and experts that are stored one by one are stacked.
+        """
+        where = where or [slice(0, size) for size in self.shapes[name]]
+        parts = self._parts[name]
+        if not parts:
+            return torch.zeros([part_slice.stop - part_slice.start for part_slice in where])
+        if parts[0].expert is None:
+            return self._stored.read(parts[0], where)
+        return torch.stack([self._stored.read(part, where[1:]) for part in parts[where[0]]])
+
+    def load(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Whole tensors."""
+        return {name: self.read(name) for name in names}
 
 
 def _files(folder: Path) -> list[str]:

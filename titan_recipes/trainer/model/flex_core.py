@@ -36,11 +36,9 @@ def compiled(function: Callable[..., Any]) -> Any:
 class FlexCore(AttentionCore):
     """AttentionCore whose masks are BlockMasks. Value heads may have a width of their own."""
 
-    def __init__(
-        self, *, scale: float, soft_cap: float, window: int, has_sinks: bool = False
-    ) -> None:
-        super().__init__(scale=scale, soft_cap=soft_cap, window=window, has_sinks=has_sinks)
-        self.score_mod = capped(soft_cap) if soft_cap else None
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.score_mod = capped(self.soft_cap) if self.soft_cap else None
 
     def mask(self, seq_len: int, documents_BS: Tensor | None, device: torch.device) -> Any:
         """A BlockMask; None = nothing but causality."""

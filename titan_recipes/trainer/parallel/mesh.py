@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from titan_recipes.config.hardware import ANY_GPU, NO_GPU
-from titan_recipes.config.job import Derived, Job
+from titan_recipes.config.job import Job
 from titan_recipes.errors import ConfigError, Problem
 
 
@@ -33,13 +33,12 @@ class World:
     """
 
     rank: int
-    local_rank: int
     size: int
     device: torch.device
-    mesh: DeviceMesh | None
-    data_mesh: DeviceMesh | None
-    expert_mesh: DeviceMesh | None
-    host_group: dist.ProcessGroup | None
+    mesh: DeviceMesh | None = None
+    data_mesh: DeviceMesh | None = None
+    expert_mesh: DeviceMesh | None = None
+    host_group: dist.ProcessGroup | None = None
 
     @property
     def fsdp_mesh(self) -> DeviceMesh | None:
@@ -121,7 +120,7 @@ def join_world(job: Job, run_directory: Path) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1:
-        return World(rank, local_rank, size, device, None, None, None, None)
+        return World(rank, size, device)
     timeout = timedelta(seconds=job.comm.init_timeout_seconds)
     if not dist.is_initialized():
         if device.type == "cuda" and job.comm.trace_buf_size:
@@ -131,63 +130,31 @@ def join_world(job: Job, run_directory: Path) -> World:
         dist.init_process_group(backend, timeout=timeout, device_id=device_id)
     host_group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(host_group, dist.ProcessGroup), "every rank is in the host group"
-    return lay_out(job, rank, local_rank, device, host_group)
+    world = lay_out(job, rank, device, host_group)
+    # Meshes make their groups with torch's own timeouts: 10 minutes on NCCL, 30 on gloo.
+    set_timeouts(job.comm.init_timeout_seconds)
+    return world
 
 
-def lay_out(
-    job: Job, rank: int, local_rank: int, device: torch.device, host_group: dist.ProcessGroup
-) -> World:
+def lay_out(job: Job, rank: int, device: torch.device, host_group: dist.ProcessGroup) -> World:
     """The meshes over the ranks of a process group that was joined."""
     derived = job.derived
 
-    def mesh_of(axes: dict[str, int]) -> DeviceMesh:
+    def mesh_of(**axes: int) -> DeviceMesh:
+        """A mesh with axes of these sizes, slowest first."""
         return init_device_mesh(device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
 
-    return World(
-        rank=rank,
-        local_rank=local_rank,
-        size=derived.world_size,
-        device=device,
-        mesh=mesh_of(parameter_axes(derived)),
-        data_mesh=mesh_of(data_axes(derived)),
-        expert_mesh=mesh_of(expert_axes(derived)) if needs_expert_mesh(job) else None,
-        host_group=host_group,
-    )
-
-
-def parameter_axes(derived: Derived) -> dict[str, int]:
-    """Axes of the mesh that parameters are laid over and their sizes, slowest first."""
-    return {
-        "pp": derived.pp,
-        "dp_replicate": derived.dp_replicate,
-        "dp_shard_cp": derived.dp_shard * derived.cp,
-        "tp": derived.tp,
-    }
-
-
-def data_axes(derived: Derived) -> dict[str, int]:
-    """Axes of the mesh that tokens are dealt over and their sizes, slowest first."""
-    return {
-        "pp": derived.pp,
-        "dp": derived.dp_replicate * derived.dp_shard,
-        "cp": derived.cp,
-        "tp": derived.tp,
-    }
-
-
-def needs_expert_mesh(job: Job) -> bool:
-    """Whether experts are laid out unlike other parameters: split by ep, or left whole by tp."""
-    return job.model.moe is not None and (job.derived.ep > 1 or job.derived.tp > 1)
-
-
-def expert_axes(derived: Derived) -> dict[str, int]:
-    """Axes of the mesh that experts are laid over and their sizes, slowest first."""
-    return {
-        "pp": derived.pp,
-        "dp_replicate": derived.dp_replicate,
-        "edp": derived.dp_shard * derived.cp * derived.tp // derived.ep,
-        "ep": derived.ep,
-    }
+    dp_shard_cp = derived.dp_shard * derived.cp
+    copies = {"pp": derived.pp, "dp_replicate": derived.dp_replicate}
+    dp = derived.dp_replicate * derived.dp_shard
+    mesh = mesh_of(**copies, dp_shard_cp=dp_shard_cp, tp=derived.tp)
+    data_mesh = mesh_of(pp=derived.pp, dp=dp, cp=derived.cp, tp=derived.tp)
+    expert_mesh = None
+    # Experts are laid out unlike other parameters where ep splits them, or tp leaves them whole.
+    if job.model.moe is not None and (derived.ep > 1 or derived.tp > 1):
+        edp = dp_shard_cp * derived.tp // derived.ep
+        expert_mesh = mesh_of(**copies, edp=edp, ep=derived.ep)
+    return World(rank, derived.world_size, device, mesh, data_mesh, expert_mesh, host_group)
 
 
 def trace_collectives(job: Job, run_directory: Path) -> None:
@@ -203,6 +170,13 @@ def tighten_timeouts(seconds: int, world: World) -> None:
     """Shorten the longest wait for a collective, once the slow first step is done."""
     assert world.mesh is not None
     dist.barrier()
-    # Every group there is: those of the meshes, the host's, the checkpointer's.
+    set_timeouts(seconds)
+
+
+def set_timeouts(seconds: int) -> None:
+    """Set the longest wait for a collective in every group there is.
+
+    After set-up: those of the meshes, the host's, a tied weight's, the checkpointer's.
+    """
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)

@@ -33,16 +33,17 @@ from torch.distributed.tensor import (
     distribute_tensor,
 )
 
-from titan_recipes.trainer.model.attention import (
-    GroupedQueryAttention,
-    MultiHeadLatentAttention,
-)
+from titan_recipes.trainer.model.attention import GroupedQueryAttention, MultiHeadLatentAttention
 from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.model.feed_forward import FeedForward
 from titan_recipes.trainer.model.moe import GroupedExperts
 
 COLUMNS, ROWS, WHOLE = Shard(0), Shard(1), Replicate()
 
+_NORMS = (
+    "norm", "attention_norm", "ffn_norm", "post_attention_norm", "post_ffn_norm",
+    "q_norm", "k_norm", "q_a_norm", "kv_norm",
+)  # fmt: skip
 PLACEMENTS: dict[str, Placement] = {
     "tok_embeddings.weight": COLUMNS,
     "output.weight": COLUMNS,
@@ -52,22 +53,8 @@ PLACEMENTS: dict[str, Placement] = {
     "wo.weight": ROWS,
     "w2.weight": ROWS,
     "wo.bias": WHOLE,
-    **{f"{name}.weight": WHOLE for name in ("wq_a", "wkv_a", "gate")},
+    **{f"{name}.weight": WHOLE for name in ("wq_a", "wkv_a", "gate", *_NORMS)},
     "gate.bias": WHOLE,
-    **{
-        f"{name}.weight": WHOLE
-        for name in (
-            "attention_norm",
-            "ffn_norm",
-            "post_attention_norm",
-            "post_ffn_norm",
-            "norm",
-            "q_norm",
-            "k_norm",
-            "q_a_norm",
-            "kv_norm",
-        )
-    },
 }
 """How each parameter lies, by the last two parts of its name."""
 

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from titan_recipes.config.job import Job, decode
 from titan_recipes.errors import EXIT_DONE, ConfigError, Problem, TitanRecipesError
 from titan_recipes.trainer.simulate.rank import simulate_rank
+from titan_recipes.trainer.verb import tell
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,10 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         ranks = chosen_ranks(job, options.ranks)
         text = _simulate(job, ranks, as_json=options.json, traceback=options.traceback)
     except TitanRecipesError as error:
-        lines = error.problems if isinstance(error, ConfigError) else (error,)
-        for line in lines:
-            print(f"error: {line}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     print(text)
     return EXIT_DONE
 

@@ -36,16 +36,15 @@ _NOTHING: Mapping[str, Any] = {}
 def fake_world(job: Job, rank: int) -> Generator[World]:
     """Be `rank` of the job's ranks, on a simulated device, until the end of the block."""
     device, size = torch.device("cpu"), job.derived.world_size
-    local_rank = rank % job.plan.gpus_per_node
     with contextlib.ExitStack() as stack:
         if size == 1:
-            world = World(0, 0, 1, device, None, None, None, None)
+            world = World(0, 1, device)
         else:
             dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
             stack.callback(dist.destroy_process_group)
             host_group = dist.new_group(backend="fake")
             assert isinstance(host_group, dist.ProcessGroup)
-            world = lay_out(job, rank, local_rank, device, host_group)
+            world = lay_out(job, rank, device, host_group)
         # Meshes compute their coordinates with tensors, whose values they need.
         for name in ("_concatenate", "_flatten", "_compute_coordinate_on_dim"):
             stack.enter_context(patched(DeviceMesh, name, _with_real_tensors))

@@ -1,6 +1,6 @@
 """Train the demo's tokenizer: a small byte-level BPE, written in tiktoken's format.
 
-    python -m titan_recipes.trainer.data.train_tokenizer OUT [--vocab-size 2048] [--files GLOB]
+    python tests/trainer/data/train_tokenizer.py OUT [--vocab-size 2048] [--files GLOB]
 
 Text is split by Llama 3's regular expression, so the file behaves as Llama 3's own does, only
 smaller. It is trained on the Python standard library's sources unless --files names other ones.
