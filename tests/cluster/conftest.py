@@ -32,6 +32,15 @@ class SlurmCluster:
         """slurm-cluster's own: crash, boot, unplug, plug a node."""
         subprocess.run([TOOL, *words], check=True, capture_output=True, timeout=60)
 
+    def pid(self, daemon: str) -> int:
+        """Process id of slurmctld, or of slurmd.node1 ..."""
+        return int((self.directory / f"run/{daemon}.pid").read_text().split()[0])
+
+    def inside(self, node: str, *command: str) -> None:
+        """Run a command with a node's mounts."""
+        enter = ("nsenter", f"--target={self.pid(f'slurmd.{node}')}", "--mount")
+        subprocess.run([*enter, *command], check=True, capture_output=True, timeout=60)
+
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[SlurmCluster]:

@@ -22,11 +22,12 @@ from titan_recipes.errors import LaunchError
 from titan_recipes.launch.attempts import failures_in_a_row
 from titan_recipes.launch.changes import change
 from titan_recipes.launch.claim import claim
-from titan_recipes.launch.node import adopt_job, main
+from titan_recipes.launch.node import AGAIN, adopt_job, main
 from titan_recipes.launch.record import (
     Attempt,
     known_outputs,
     new_record,
+    now,
     process_start,
     read_record,
     write_record,
@@ -418,6 +419,33 @@ def test_second_node_when_the_run_is_to_stop_or_over_leaves_with_its_code(
     assert run.finish(*second) == (3, "")
 
 
+def test_second_node_when_the_first_failed_before_it_came_leaves_at_once(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run("")
+    run.layout.root.mkdir(parents=True)
+    record = new_record(run.job, name="run", scheduler="slurm", handle="", command=())
+    write_record(run.layout, record.with_attempt(failed(started=now(), final=False)))
+    run.layout.requeue.write_text(AGAIN)
+    second = ["--job", encode(run.job), "--nodes", "2", "--node-rank", "1"]
+    assert run.finish(*second) == (1, "")
+
+
+def test_node_when_the_run_went_on_elsewhere_ends_its_ranks_and_writes_nothing(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run("time.sleep(600)")
+    node = run.start("--job", encode(run.job))
+    rank = run.rank_pid(1, 0)
+    before = run.layout.record.read_bytes()
+    run.layout.attempt(2).mkdir()
+    output, _ = node.communicate(timeout=120)
+    assert output == "attempt 1 left: another node has begun the next one\n"
+    assert node.returncode == 1
+    assert process_start(rank) is None
+    assert run.layout.record.read_bytes() == before
+
+
 def test_node_when_the_directory_holds_another_job_refuses(
     make_run: Callable[..., Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -454,6 +482,14 @@ PEER_LOST = RankExit(1, 0, "RuntimeError: connection closed by peer", "Traceback
         (failures((0, 3)), None, 3, 0, "rank 0 ended with 3"),
         (failures((0, 1)), RankExit(0, 1, ""), 1, 0, "rank 0 ended with 1"),
         ("no port left", None, 1, -1, "torchrun ended with 1: no port left"),
+        (
+            "torch.distributed.elastic.multiprocessing.api.SignalException: "
+            "Process 67 got signal: 15",
+            None,
+            1,
+            -1,
+            "ended by SIGTERM before it had saved",
+        ),
     ],
 )
 def test_explain_names_the_first_cause(

@@ -107,6 +107,9 @@ class Node:
             record = record.with_attempt(attempt)
             write_record(self._layout, record)
             why = self._train(attempt)
+            if self._is_superseded(attempt):
+                self._log.say(f"attempt {attempt.number} left: another node has begun the next one")
+                return EXIT_FAILED
             record = self._end(record, why)
             write_record(self._layout, record)
             attempt, resumed = record.attempts[-1], False
@@ -143,6 +146,7 @@ class Node:
             if self._layout.stop.exists():  # preempted: the nodes went before all was saved
                 cause = "asked to stop, and ended before it had saved"
             record = self._end(record, RankExit(EXIT_FAILED, -1, cause))
+            self._layout.requeue.unlink(missing_ok=True)  # this is the next start already
             write_record(self._layout, record)
         if self._options.resumed or (record.attempts and not self._stop.is_persons):
             self._layout.stop.unlink(missing_ok=True)  # it was asked for before: done with
@@ -198,16 +202,30 @@ class Node:
         while time.monotonic() < deadline:
             if attempts := self._attempts():
                 last = attempts[-1]
-                began = datetime.fromisoformat(last.started)
-                if last.outcome == "running" and began > started - CLOCK_SKEW:
-                    why = self._train(last)
-                    return why.code if why else EXIT_DONE
-                if last.final and (len(attempts) > len(before) or self._verdict(attempts)):
+                recent = datetime.fromisoformat(last.started) > started - CLOCK_SKEW
+                if last.outcome == "running":
+                    if recent:
+                        why = self._train(last)
+                        return EXIT_DONE if why is None or self._is_stop(why) else why.code
+                elif (
+                    len(attempts) > len(before)
+                    or (recent and self._starts_again())  # it failed before this node came
+                    or (last.final and self._verdict(attempts))
+                ):
                     return exit_code(attempts)
             if self._stop.moment not in (None, old):
                 return EXIT_DONE
             time.sleep(POLL_SECONDS)
         raise LaunchError(f"{self._layout.record}: node 0 began no attempt within {JOIN_TIMEOUT}")
+
+    def _starts_again(self) -> bool:
+        """Whether node 0's attempt of this start has failed; the script took an older one's away.
+
+        It is read: NFS looks again at a file that is opened, not at one whose name it knows.
+        """
+        with suppress(OSError):
+            return self._layout.requeue.read_text(encoding="utf-8") == AGAIN
+        return False
 
     def _train(self, attempt: Attempt) -> RankExit | None:
         """One torchrun, to its end; None where it succeeded, else why it did not."""
@@ -231,17 +249,25 @@ class Node:
         )
         killed, end = "", self._layout.exit(attempt.number)
         while (code := torchrun.wait(POLL_SECONDS)) is None:
-            if killed := self._stop.overdue():
+            if (killed := self._stop.overdue()) or self._is_superseded(attempt):
                 torchrun.kill()
             elif options.nodes > 1 and _age(end) > PEER_SECONDS:
                 torchrun.kill()  # its ranks wait for some that are gone
-        if code == EXIT_DONE:
+        if code == EXIT_DONE or self._is_superseded(attempt):
             return None
         if killed or stop_word(self._layout) == KILL_WORD:  # scancel signals torchrun too
             return RankExit(EXIT_FAILED, -1, killed or KILLED)
         why = explain(code, torchrun.errors(), read_exit(end))
         write_exit(end, why)  # other nodes learn from it that this one failed, and how
         return why
+
+    def _is_superseded(self, attempt: Attempt) -> bool:
+        """Whether the scheduler took this node for dead and started the run elsewhere.
+
+        It may only have been cut off from the scheduler: two attempts must not write into one
+        directory.
+        """
+        return self._layout.attempt(attempt.number + 1).exists()
 
     def _preflight(self, attempt: Attempt) -> RankExit | None:
         """Check the nodes, where the cluster profile asks for it; what keeps them from training."""
@@ -266,17 +292,20 @@ class Node:
         )
         return why
 
+    def _is_stop(self, why: RankExit) -> bool:
+        """Whether an attempt that ended so was stopped; what needs a person is no stop."""
+        return self._stop.is_made and why.code not in NEVER_RETRIED
+
     def _end(self, record: RunRecord, why: RankExit | None) -> RunRecord:
         """The record with its last attempt closed."""
         last = replace(
             record.attempts[-1], ended=now(), step_to=newest_checkpoint(self._checkpoints)
         )
         rows = [row for row in read_rows(self._layout.metrics) if row["step"] > last.step_from]
-        stopped = self._stop.is_made and (why is None or why.code not in NEVER_RETRIED)
         if why is None and not self._layout.requeue.exists():
             self._layout.stop.unlink(missing_ok=True)  # came too late
             last = replace(last, outcome="done", exit_code=EXIT_DONE, final=True)
-        elif why is None or stopped:
+        elif why is None or self._is_stop(why):
             cause = why.cause if why else "asked to stop"
             if saves(self._job) and not self._stop.is_persons:
                 self._layout.requeue.touch()

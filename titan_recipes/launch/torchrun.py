@@ -36,6 +36,7 @@ CRASH_SIGNALS = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
 FAILED_RANK = re.compile(
     r"^  rank      : (\d+) \(local_rank: \d+\)\n  exitcode  : (-?\d+) \(pid: \d+\)", re.MULTILINE
 )
+SIGNALLED = re.compile(r"SignalException: Process \d+ got signal: (\d+)")
 TORCHRUN_LOG_LINE = re.compile(r"^[WEF]\d{4} [\d:.]+ \d+ torch/distributed/", re.MULTILINE)
 ATTEMPT_FLAG = "--attempt"
 TRACEBACK = "Traceback (most recent call last):\n"
@@ -236,6 +237,8 @@ def explain(code: int, report: str, written: RankExit | None) -> RankExit:
             return RankExit(1, rank, death_by(rank, number))
     if written:
         return written
+    if not failed and (signalled := SIGNALLED.search(report)):  # SLURM signals every process
+        return RankExit(1, -1, f"ended by {signal_name(int(signalled[1]))} before it had saved")
     if not failed:
         return RankExit(1, -1, f"torchrun ended with {code}: {last_line(report)}")
     rank, status = failed[-1]
