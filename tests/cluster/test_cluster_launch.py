@@ -157,7 +157,7 @@ def test_run_after_one_that_is_cancelled_never_starts(outputs: Path, slurm: Slur
     [
         (["--set", "plan.gpu='h100'", "--set", "plan.gpus_per_node=4"], "4 > the cluster's 2 per"),
         (["--set", "plan.gpu='a100'"], "but the cluster has h100"),
-        (["--set", "fault_tolerance.grace_seconds=600"], "all of the cluster's slurm.time = "),
+        (["--set", "fault_tolerance.grace_seconds=600"], "leaves no time to train beside"),
         (["--set", "training.dataset_path='/not/there'"], "no Python sources in /not/there"),
         (["--array", "debug.seed="], "not a setting and its values"),
         (["--array", "plan.nodes=1,2"], "plan.nodes 2, not 1"),
@@ -202,12 +202,12 @@ def test_component_runs_on_titan_slurm_and_on_stock_slurm(outputs: Path, tmp_pat
     )
     component = f"{tmp_path}/rendered/component.py:train"
     where = ("--outputs", str(outputs))
-    ours = torchx("run", "-s", "titan_slurm", "-cfg", "time=5:00", component,
+    ours = torchx("run", "-s", "titan_slurm", "-cfg", "time=8:00", component,
                   *where, "--name", "ours", "--env", "EXTRA=a b")  # fmt: skip
     assert ours.returncode == 0, ours.stderr
     number = job_id(outputs / "ours")
     assert f"titan_slurm://torchx/{number}" in ours.stdout
-    assert "#SBATCH --time=5:00\n" in (outputs / "ours/train.sbatch").read_text()
+    assert "#SBATCH --time=8:00\n" in (outputs / "ours/train.sbatch").read_text()
     # Stock torchx asks sacct how the job is, which this cluster does not have: it says so and ends.
     stock = torchx("run", "-s", "slurm", "-cfg", f"mem=1000,job_dir={tmp_path}/stock", component,
                    *where, "--name", "stock", "--cpu", "1")  # fmt: skip

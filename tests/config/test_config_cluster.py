@@ -88,9 +88,9 @@ def test_time_limit_that_slurm_could_not_read_is_refused(tmp_path: Path, time: s
 @pytest.mark.parametrize(
     ("time", "seconds", "refused"),
     [
-        ("5:00", 300, True),  # minutes and seconds: all of it to save in
-        ("5:01", 300, False),
-        (5, 300, True),  # minutes
+        ("6:00", 300, True),  # minutes and seconds: all of it to save in
+        ("6:01", 300, False),
+        (6, 300, True),  # minutes
         ("1-00", 86400, True),
         (0, 86400, False),  # no limit
         (False, 300, False),  # left out: the partition's
@@ -101,6 +101,7 @@ def test_time_limit_that_leaves_no_time_to_train_is_refused(
 ) -> None:
     problems = check_time(seconds, Cluster(scheduler="slurm", slurm={"time": time}), "train.toml")
     assert [str(problem) for problem in problems] == refused * [
-        f"train.toml: fault_tolerance.grace_seconds: {seconds} s, all of the cluster's "
-        f"slurm.time = {show(time)}; ask for more time, or for fewer seconds to save in"
+        f"train.toml: fault_tolerance.grace_seconds: {seconds} s, which slurm.time = "
+        f"{show(time)} leaves no time to train beside; "
+        "ask for more time, or for fewer seconds to save in"
     ]

@@ -268,6 +268,22 @@ def test_node_when_stopped_with_checkpoints_off_leaves_nothing_to_requeue(
     assert not run.layout.requeue.exists()
 
 
+def test_node_under_slurm_when_stopped_again_and_again_before_a_step_gives_up(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHX_JOB_ID", "titan_slurm://titan-recipes/7")
+    run = make_run("stop.touch(); requeue.touch()")
+    for number in range(1, 6):
+        assert run.finish()[0] == 0
+        assert run.layout.requeue.exists() == (number < 5)
+    assert [(a.outcome, a.final) for a in run.attempts()] == [("stopped", False)] * 4 + [
+        ("stopped", True)
+    ]
+    status = run_status(run.layout)
+    words = "asked to stop; 5 times in a row before its first step: it needs more time"
+    assert (status.state, status.cause) == (RunState.STOPPED, words)
+
+
 def test_node_when_started_again_without_its_checkpoints_refuses(
     make_run: Callable[..., Run],
 ) -> None:

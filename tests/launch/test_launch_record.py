@@ -22,6 +22,7 @@ from titan_recipes.launch.attempts import (
     is_retried,
     measured,
     newest_checkpoint,
+    stops_in_a_row,
 )
 from titan_recipes.launch.record import (
     Attempt,
@@ -182,6 +183,25 @@ def test_failures_in_a_row_start_again_with_each_checkpoint(
     attempts: list[Attempt], count: int
 ) -> None:
     assert failures_in_a_row(attempts) == count
+
+
+def stopped(step_from: int = 0, step_to: int = 0, **changed: object) -> Attempt:
+    return failed(step_from, step_to, outcome="stopped", **changed)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "count"),
+    [
+        ([], 0),
+        ([stopped(), stopped()], 2),
+        ([stopped(), stopped(0, 10)], 0),
+        ([stopped(0, 10), stopped(10, 10)], 1),
+        ([stopped(), failed(), stopped()], 1),
+        ([stopped(), stopped(resumed=True), stopped()], 2),
+    ],
+)
+def test_stops_in_a_row_are_those_without_a_step(attempts: list[Attempt], count: int) -> None:
+    assert stops_in_a_row(attempts) == count
 
 
 def test_retries_end_with_the_fourth_failure_in_a_row_and_never_begin_for_2_and_3() -> None:

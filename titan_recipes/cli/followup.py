@@ -195,7 +195,7 @@ def cancel(run: str | None, now: bool, outputs: Path | None) -> None:
     from titan_recipes.launch.attempts import saves
     from titan_recipes.launch.follow import end_of
     from titan_recipes.launch.runs import find_run
-    from titan_recipes.launch.state import run_status
+    from titan_recipes.launch.state import RunState, run_status
     from titan_recipes.launch.status import status_of
 
     found = find_run(run, outputs)
@@ -207,7 +207,8 @@ def cancel(run: str | None, now: bool, outputs: Path | None) -> None:
         ended = control.kill(found)
     else:
         job = found.job()
-        what = "save a checkpoint and stop" if job is None or saves(job) else "stop"
+        waits = state is RunState.PENDING
+        what = "stop" if waits or (job and not saves(job)) else "save a checkpoint and stop"
         click.echo(f"asked {found.name} to {what}; --now kills it instead")
         ended = control.cancel(found, waiting=_show_waiting)
     after = status_of(ended)

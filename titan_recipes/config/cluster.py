@@ -22,6 +22,7 @@ from titan_recipes.errors import BundleError, ConfigError, Problem
 LATER = ("kubernetes",)
 OF_SLURM = ("slurm", "setup", "container", "mounts", "secrets", "preflight")
 """What only SLURM's jobs honour."""
+EARLY_SECONDS = 60
 
 
 @section
@@ -118,12 +119,15 @@ def check_fits(plan: Plan, cluster: Cluster, where: str) -> list[Problem]:
     return problems
 
 
-def check_time(grace_seconds: float, cluster: Cluster, where: str) -> list[Problem]:
-    """A time limit that is over before a job has done more than save: it would requeue for ever."""
-    time = cluster.slurm.get("time", False)
+def check_time(grace_seconds: float, site: Site, where: str) -> list[Problem]:
+    """A time limit that is over before a job has done more than save: it would requeue for ever.
+
+    SLURM may warn a job up to a minute before it was told to.
+    """
+    time = site.slurm.get("time", False)
     limit = math.inf if isinstance(time, bool) else limit_seconds(str(time)) or math.inf
-    if limit > grace_seconds:
+    if limit > grace_seconds + EARLY_SECONDS:
         return []
-    got = f"{grace_seconds} s, all of the cluster's slurm.time = {show(time)}"
+    got = f"{grace_seconds} s, which slurm.time = {show(time)} leaves no time to train beside"
     cure = "ask for more time, or for fewer seconds to save in"
     return [Problem(where, "fault_tolerance.grace_seconds", got, cure)]

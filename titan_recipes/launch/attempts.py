@@ -17,6 +17,7 @@ from titan_recipes.launch.rows import figure
 
 EXIT_FAILED = 1  # what a failure worth retrying ends in
 NEVER_RETRIED = (EXIT_USER, EXIT_FAULT)
+MOST_STOPS = 5  # in a row without a step: the time that each start has is too short
 WARMUP_ROWS = 1  # the first logged step of an attempt times compilation and first allocations
 
 
@@ -61,6 +62,18 @@ def failures_in_a_row(attempts: Sequence[Attempt]) -> int:
             count = 0
         elif attempt.outcome == "failed":
             count += 1
+    return count
+
+
+def stops_in_a_row(attempts: Sequence[Attempt]) -> int:
+    """Attempts at the end that were stopped before they had trained a step they could keep."""
+    count = 0
+    for attempt in reversed(attempts):
+        if attempt.outcome != "stopped" or attempt.step_to > attempt.step_from:
+            break
+        count += 1
+        if attempt.resumed:
+            break
     return count
 
 

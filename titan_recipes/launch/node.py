@@ -33,6 +33,7 @@ from titan_recipes.config.layout import (
 from titan_recipes.errors import EXIT_DONE, LaunchError, TitanRecipesError
 from titan_recipes.launch.attempts import (
     EXIT_FAILED,
+    MOST_STOPS,
     NEVER_RETRIED,
     check_kept,
     exit_code,
@@ -41,6 +42,7 @@ from titan_recipes.launch.attempts import (
     measured,
     newest_checkpoint,
     saves,
+    stops_in_a_row,
 )
 from titan_recipes.launch.changes import is_same_training
 from titan_recipes.launch.claim import CLOCK_SKEW, claim
@@ -307,16 +309,20 @@ class Node:
             last = replace(last, outcome="done", exit_code=EXIT_DONE, final=True)
         elif why is None or self._is_stop(why):
             cause = why.cause if why else "asked to stop"
-            if saves(self._job) and not self._stop.is_persons:
-                self._layout.requeue.touch()
-            elif saves(self._job):  # no scheduler is to go on with it
-                self._layout.requeue.unlink(missing_ok=True)
-            else:  # a scheduler that started it again would train from step 0 for ever
-                self._layout.requeue.unlink(missing_ok=True)
+            last = replace(last, outcome="stopped", exit_code=EXIT_DONE)
+            in_vain = stops_in_a_row((*record.attempts[:-1], last)) >= MOST_STOPS
+            if not saves(self._job):  # started again it would train from step 0 for ever
                 cause += "; nothing was saved: its checkpoints are off"
+            elif in_vain:
+                cause += f"; {MOST_STOPS} times in a row before its first step: it needs more time"
+            goes_on = saves(self._job) and not in_vain and not self._stop.is_persons
+            if goes_on:
+                self._layout.requeue.touch()
+            else:
+                self._layout.requeue.unlink(missing_ok=True)
             # SLURM's script requeues the job: it goes on by itself.
-            final = not (self._layout.requeue.exists() and record.handle.startswith(SESSION))
-            last = replace(last, outcome="stopped", exit_code=EXIT_DONE, cause=cause, final=final)
+            final = not (goes_on and record.handle.startswith(SESSION))
+            last = replace(last, cause=cause, final=final)
         else:
             cause = why.cause
             if why.step < 0 and rows:

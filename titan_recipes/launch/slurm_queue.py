@@ -12,6 +12,8 @@ from titan_recipes.launch.slurm_ask import run
 
 ASK_SECONDS = 2.0
 """How old an answer about a job may be: who follows a run looks much oftener than SLURM likes."""
+ASK_AGAIN_SECONDS = 30.0
+"""... and one that did not come: squeue takes 18 s to find that the controller is down."""
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
     "PREEMPTED", "REVOKED", "TIMEOUT",
@@ -44,7 +46,8 @@ class QueuedJob:
         return self.state in ENDED
 
 
-_asked: dict[str, tuple[float, QueuedJob | None]] = {}
+# Job id -> (until when the answer counts, the answer).
+_asked: dict[str, tuple[float, QueuedJob | LaunchError | None]] = {}
 
 
 def find_job(job_id: str) -> QueuedJob | None:
@@ -52,11 +55,16 @@ def find_job(job_id: str) -> QueuedJob | None:
 
     Raises LaunchError where SLURM can't be asked.
     """
-    moment, job = _asked.get(job_id, (0.0, None))
-    if time.monotonic() - moment > ASK_SECONDS or not moment:
-        job = _find(job_id)
-        _asked[job_id] = (time.monotonic(), job)
-    return job
+    until, answer = _asked.get(job_id, (0.0, None))
+    if time.monotonic() > until:
+        try:
+            answer, fresh_seconds = _find(job_id), ASK_SECONDS
+        except LaunchError as error:
+            answer, fresh_seconds = error, ASK_AGAIN_SECONDS
+        _asked[job_id] = (time.monotonic() + fresh_seconds, answer)
+    if isinstance(answer, LaunchError):
+        raise answer
+    return answer
 
 
 def _find(job_id: str) -> QueuedJob | None:
@@ -100,9 +108,7 @@ def scancel(job_id: str, *options: str) -> None:
     """Cancel or signal a job; one that has ended is left alone. Raises LaunchError."""
     done = run("scancel", *options, job_id)
     _asked.pop(job_id, None)
-    if done.returncode and not re.search(
-        r"Invalid job id|already completing|completed", _said(done)
-    ):
+    if done.returncode and not OVER.search(done.stderr):
         raise LaunchError(f"scancel {job_id}: {_said(done)}")
 
 

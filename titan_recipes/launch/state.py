@@ -24,6 +24,7 @@ from titan_recipes.launch.torchrun import processes_with
 
 START_TIMEOUT_SECONDS = 60.0
 SUBMIT_SECONDS = 2.0  # from the record to the process, which the launcher starts right after
+CANCELLED = re.compile(r"CANCELLED AT \S+ \*\*\*")  # and not DUE TO anything
 TASK_EXITED = re.compile(r"^srun: error: .*: Exited with exit code|^srun: Terminating")
 STOPPING = "asked to stop; saving a checkpoint"
 
@@ -171,19 +172,24 @@ def _gone(layout: RunLayout, record: RunRecord, job_id: str, job: QueuedJob | No
     """Of a run that should have a job."""
     last = record.attempts[-1] if record.attempts else None
     what = f"SLURM job {job_id} ended as {job.state}" if job else f"SLURM has no job {job_id} now"
-    never_ran = job is None and last is None and not layout.slurm_log(job_id).exists()
-    if never_ran or (job and job.state == "CANCELLED") or is_persons(layout):
+    log = layout.slurm_log(job_id)
+    if job is None:  # forgotten: its log is left
+        lines = Tail(log).rest()
+        cancelled = any(map(CANCELLED.search, lines)) if lines else last is None
+    else:
+        cancelled = job.state == "CANCELLED"
+    if cancelled or is_persons(layout):
         if ended := _recorded(record):
             return ended
         if last is None:
-            why = f": {job.reason}" if job and job.reason else ""
+            why = f": {job.reason}" if job and job.reason.startswith("Dependency") else ""
             return RunStatus(RunState.STOPPED, f"cancelled before it started{why}")
         return RunStatus(RunState.STOPPED, last.cause if last.outcome == "stopped" else what)
     if last and last.outcome == "stopped" and (job is None or job.state == "COMPLETED"):
         return RunStatus(RunState.STOPPED, f"{last.cause}; {what}")
     if last and last.outcome == "failed":
         what += f"; before it: {last.cause}"
-    elif said := _last_words(layout.slurm_log(job_id)):
+    elif said := _last_words(log):
         what += f": {said}"
     return RunStatus(RunState.FAILED, f"lost: {what}")
 

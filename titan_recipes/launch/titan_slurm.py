@@ -16,6 +16,7 @@ from typing import Any
 from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Scheduler, Stream
 from torchx.specs import AppDef, AppDryRunInfo, AppState, BindMount, Role, macros, runopts
 
+from titan_recipes.config.cluster import check_time
 from titan_recipes.config.job import Job, decode, to_toml
 from titan_recipes.config.layout import RunLayout, replace_file
 from titan_recipes.config.site import site_problems
@@ -96,6 +97,8 @@ def _job_of(role: Role, cfg: Mapping[str, Any]) -> Job:
     mounts = {**site.mounts, **dict(map(_mount, role.mounts))}
     site = replace(site, slurm={**site.slurm, **asked}, container=container, mounts=mounts)
     if problems := [*site_problems(site, "torchx")]:
+        raise ConfigError(problems)
+    if problems := check_time(job.fault_tolerance.grace_seconds, site, "torchx"):
         raise ConfigError(problems)
     env = {name: value for name, value in role.env.items() if not name.startswith("TORCHX_")}
     return replace(job, site=site, env=env)  # without torchx's own words on the app
