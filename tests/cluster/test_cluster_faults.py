@@ -149,6 +149,23 @@ def test_crashed_node_is_left_for_another(
     assert_same_losses(layout, disturbed["undisturbed"])
 
 
+def test_preempted_run_goes_on_when_there_is_room_and_that_is_no_failure(
+    slurm: SlurmCluster, disturbed: dict[str, RunLayout], corpus: Path, tmp_path: Path
+) -> None:
+    alone = {"exclusive": True, "nodelist": "node[3-4]"}
+    layout = start(tmp_path, "preempted", cluster_job(corpus, nodes=2, slurm=alone))
+    hold(layout)
+    urgent = ("--partition=urgent", "--nodes=2", "--nodelist=node[3-4]", "--exclusive")
+    slurm.run("sbatch", *urgent, "--output=/dev/null", "--wrap=true")
+    wait_for(lambda: has_stopped(slurm, layout), layout)
+    start_now(slurm, layout)
+    wait_for_end(layout)
+    assert outcomes(layout) == ["stopped", "done"]
+    assert attempts(layout)[1].step_from >= SAVED_STEP
+    assert_same_losses(layout, disturbed["undisturbed"])
+    assert re.search(r"^attempt +2$", call("status", layout.root).output, re.MULTILINE)
+
+
 def test_node_without_a_network_for_30_seconds_hangs_nothing(
     slurm: SlurmCluster, disturbed: dict[str, RunLayout]
 ) -> None:
