@@ -77,8 +77,6 @@ def _job_of(role: Role, cfg: Mapping[str, Any]) -> Job:
 
     Raises LaunchError for what a SLURM job of ours has no place for.
     """
-    if RUN_DIR_FLAG not in role.args or "--job" not in role.args:
-        raise LaunchError(f"{NAME} runs only components that titan-recipes rendered")
     job = decode(role.args[role.args.index("--job") + 1])
     site, wanted = job.site, role.resource
     gpus = job.plan.gpus_per_node if asks_for_gpus(job) else 0
@@ -124,7 +122,9 @@ class SlurmScheduler(Scheduler):  # pyright: ignore[reportMissingTypeArgument] -
         return options
 
     def _submit_dryrun(self, app: AppDef, cfg: Mapping[str, Any]) -> AppDryRunInfo[Request]:
-        (role,) = app.roles
+        role = app.roles[0]
+        if len(app.roles) > 1 or RUN_DIR_FLAG not in role.args or "--job" not in role.args:
+            raise LaunchError(f"{NAME} runs only components that titan-recipes rendered")
         values = macros.Values(img_root="", app_id="", replica_id="", rank0_env="")
         job = _job_of(values.apply(role), cfg)
         run_dir = Path(role.args[role.args.index(RUN_DIR_FLAG) + 1].replace("$$", "$")).absolute()
