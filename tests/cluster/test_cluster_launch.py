@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -327,3 +328,22 @@ def test_resume_under_another_profile_uses_it(outputs: Path, slurm: SlurmCluster
     cli("cancel", str(run))
     until(lambda: state(run) is RunState.STOPPED)
     assert job_id(run) not in slurm.run("squeue", "--noheader").stdout
+
+
+def test_ctrl_c_leaves_a_run_in_the_queue_to_itself(outputs: Path, slurm: SlurmCluster) -> None:
+    profile = Path(os.environ["TITAN_RECIPES_CLUSTERS"]) / "ci.toml"
+    profile.write_text(profile.read_text().replace("[slurm]", "[slurm]\nhold = true"))
+    words = ("launch", "llama3_debug", "--cluster", "ci", "--plan", "cpu1", *small())
+    command = [sys.executable, "-u", "-m", "titan_recipes.cli", *words, "--name", "held"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launch:
+        assert launch.stdout is not None
+        shown = iter(launch.stdout.readline, "")
+        assert any(line == "waiting: JobHeldUser\n" for line in shown)
+        launch.send_signal(signal.SIGINT)
+        after = launch.stdout.read()
+    assert launch.returncode == 130
+    assert "left; held goes on\n" in after
+    assert "  titan-recipes cancel" in after
+    assert not RunLayout(outputs / "held").stop.exists()
+    assert job_id(outputs / "held") in slurm.run("squeue", "--noheader").stdout
+    cli("cancel", str(outputs / "held"))
