@@ -160,6 +160,7 @@ def test_run_after_one_that_is_cancelled_never_starts(outputs: Path, slurm: Slur
         (["--set", "plan.gpu='a100'"], "but the cluster has h100"),
         (["--set", "fault_tolerance.grace_seconds=600"], "leaves no time to train beside"),
         (["--set", "training.dataset_path='/not/there'"], "no Python sources in /not/there"),
+        (["--array", "assets.tokenizer=/nope"], "error: --set: assets.tokenizer: /nope does not"),
         (["--array", "debug.seed="], "not a setting and its values"),
         (["--array", "plan.nodes=1,2"], "plan.nodes 2, not 1"),
         (["--after", "nobody"], "no run 'nobody'"),

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,11 @@ def _resolve(
     )
     outputs = outputs or profile.outputs or os.environ.get("TITAN_RECIPES_OUTPUTS") or "outputs"
     return resolution, scheduler or profile.scheduler, outputs
+
+
+def _show(files: Mapping[str, str]) -> None:
+    """Print files, each under its name."""
+    click.echo("\n".join(f"# ---- {path}\n{text}" for path, text in files.items()))
 
 
 def _tell(notes: Iterable[str]) -> None:
@@ -118,7 +123,7 @@ def launch(
     job = resolution.job
     if dry_run:
         files = preview(job, outputs=outputs, name=name, scheduler=scheduler)
-        click.echo("\n".join(f"# ---- {path}\n{text}" for path, text in files.items()))
+        _show(files)
         return
 
     from titan_recipes.launch.follow import follow
@@ -132,7 +137,7 @@ def launch(
         command=("titan-recipes", *sys.argv[1:]),
         name=name,
         scheduler=scheduler,
-        where_of=lambda key: resolution.provenance.get(key, "defaults"),
+        where_of=resolution.where_of,
         after=[find_run(run) for run in after],
     )
     for note in started.notes:
@@ -173,10 +178,11 @@ def _launch_array(
         raise LaunchError(f"--array: --scheduler {scheduler} has no job arrays; {cure}")
     if dry_run:
         files = preview_array(jobs, outputs=outputs, name=name)
-        click.echo("\n".join(f"# ---- {path}\n{text}" for path, text in files.items()))
+        _show(files)
         return
     layouts = launch_array(
         jobs,
+        [resolution.where_of for resolution, _, _ in resolved],
         outputs=Path(outputs),
         command=("titan-recipes", *sys.argv[1:]),
         name=name,

@@ -42,6 +42,10 @@ class Resolution:
     provenance: Provenance
     """Dotted key -> the layer that set it."""
 
+    def where_of(self, key: str) -> str:
+        """Where a key was set, for messages."""
+        return self.provenance.get(key, "defaults")
+
 
 def resolve(
     layers: Sequence[Layer],

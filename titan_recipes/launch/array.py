@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from shutil import rmtree
 
+from titan_recipes.config.datasets import WhereOf
 from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RunLayout, replace_file
 from titan_recipes.errors import LaunchError
@@ -58,6 +59,7 @@ def preview_array(jobs: Sequence[Job], *, outputs: str, name: str | None) -> dic
 
 def launch_array(
     jobs: Sequence[Job],
+    where_of: Sequence[WhereOf],
     *,
     outputs: Path,
     command: Sequence[str],
@@ -66,13 +68,13 @@ def launch_array(
 ) -> list[RunLayout]:
     """Submit the jobs as one array; their run directories.
 
-    command, name, after: as for `launch`. Raises LaunchError or ConfigError, and leaves nothing
-    written, where one of them can't be run or SLURM refuses them.
+    where_of: one for each job; it and command, name, after are as for `launch`. Raises LaunchError
+    or ConfigError, and leaves nothing written, where one can't be run or SLURM refuses them.
     """
     outputs = real(outputs)
     name = _checked_name(jobs, str(outputs), name)
-    for job in jobs:
-        check_here(job, lambda key: "--set")
+    for job, where in zip(jobs, where_of, strict=True):
+        check_here(job, where)
     script = _script(jobs, str(outputs), name, jobs_of(after))
     layouts: list[RunLayout] = []
     try:
