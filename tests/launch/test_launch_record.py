@@ -196,7 +196,8 @@ def stopped(step_from: int = 0, step_to: int = 0, **changed: object) -> Attempt:
         ([stopped(), stopped()], 2),
         ([stopped(), stopped(0, 10)], 0),
         ([stopped(0, 10), stopped(10, 10)], 1),
-        ([stopped(), failed(), stopped()], 1),
+        ([stopped(), failed(), stopped()], 2),  # a failure neither counts nor resets
+        ([stopped(), failed(0, 10), stopped(10, 10)], 1),
         ([stopped(), stopped(resumed=True), stopped()], 2),
     ],
 )

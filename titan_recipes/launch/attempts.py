@@ -12,7 +12,7 @@ from typing import Any
 
 from titan_recipes.config.job import Job
 from titan_recipes.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER, LaunchError
-from titan_recipes.launch.record import Attempt
+from titan_recipes.launch.record import Attempt, Outcome
 from titan_recipes.launch.rows import figure
 
 EXIT_FAILED = 1  # what a failure worth retrying ends in
@@ -54,26 +54,23 @@ def check_kept(run_dir: Path, attempts: Sequence[Attempt], folder: Path) -> None
 
 def failures_in_a_row(attempts: Sequence[Attempt]) -> int:
     """Failures since the last new checkpoint or `resume`, oldest attempt first."""
+    return _in_a_row("failed", attempts)
+
+
+def stops_in_a_row(attempts: Sequence[Attempt]) -> int:
+    """Stops since the last new checkpoint or `resume`, oldest attempt first."""
+    return _in_a_row("stopped", attempts)
+
+
+def _in_a_row(outcome: Outcome, attempts: Sequence[Attempt]) -> int:
     count = 0
     for attempt in attempts:
         if attempt.resumed:
             count = 0
         if attempt.step_to > attempt.step_from:
             count = 0
-        elif attempt.outcome == "failed":
+        elif attempt.outcome == outcome:
             count += 1
-    return count
-
-
-def stops_in_a_row(attempts: Sequence[Attempt]) -> int:
-    """Attempts at the end that were stopped before they had trained a step they could keep."""
-    count = 0
-    for attempt in reversed(attempts):
-        if attempt.outcome != "stopped" or attempt.step_to > attempt.step_from:
-            break
-        count += 1
-        if attempt.resumed:
-            break
     return count
 
 

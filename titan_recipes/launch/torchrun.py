@@ -10,6 +10,7 @@ ends them, so that two attempts never write into one run directory.
 
 import ctypes
 import os
+import random
 import re
 import signal
 import socket
@@ -28,7 +29,8 @@ from titan_recipes.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER, LaunchError
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-LOWEST_PORT, NUM_PORTS = 15000, 15000  # below Linux's ephemeral ports
+# Below Linux's ephemeral ports: of those, a connection may take one before torchrun does.
+LOWEST_PORT, NUM_PORTS = 15000, 15000
 ORPHAN_SECONDS = 30.0  # for the kernel to end what was sent SIGKILL
 CRASH_SIGNALS = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
 # What torch prints for each failed rank; the root cause comes last.
@@ -53,13 +55,18 @@ class Rendezvous:
 
 
 def rendezvous(nodes: int, node_rank: int, address: str, run_id: str) -> Rendezvous:
-    """One node takes a free port; several derive the same one from the run id."""
+    """One node takes a free port; several derive the same one from the run id.
+
+    Raises LaunchError where every port tried is taken.
+    """
     if nodes > 1:
         digest = int.from_bytes(sha256(run_id.encode()).digest()[:8], "big")
         return Rendezvous(nodes, node_rank, address, LOWEST_PORT + digest % NUM_PORTS)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Rendezvous(1, 0, "127.0.0.1", probe.getsockname()[1])
+    for port in random.sample(range(LOWEST_PORT, LOWEST_PORT + NUM_PORTS), 100):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return Rendezvous(1, 0, "127.0.0.1", port)
+    raise LaunchError(f"no free port between {LOWEST_PORT} and {LOWEST_PORT + NUM_PORTS}")
 
 
 def torchrun_command(where: Rendezvous, ranks: int, module: str, args: Sequence[str]) -> list[str]:
