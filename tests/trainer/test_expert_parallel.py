@@ -68,7 +68,7 @@ def test_selection_bias_rises_for_starved_experts_and_falls_for_busy_ones() -> N
     moe.init_buffers()
     load = ExpertLoad([nn.ModuleList([moe])], alone(), 0.5)
     moe.tokens_per_expert_E.copy_(torch.tensor([8, 0, 4, 4]))
-    metrics = load.end_step(update=True)
+    metrics = load.end_step(update=torch.tensor(True))
     assert moe.router.selection_bias is not None
     assert moe.router.selection_bias.tolist() == [-0.5, 0.5, 0.0, 0.0]
     assert {name: value.item() for name, value in metrics.items()} == {
@@ -76,7 +76,7 @@ def test_selection_bias_rises_for_starved_experts_and_falls_for_busy_ones() -> N
         "experts_idle": 1,
     }
     moe.tokens_per_expert_E.copy_(torch.tensor([8, 0, 4, 4]))
-    load.end_step(update=False)
+    load.end_step(update=torch.tensor(False))
     assert moe.router.selection_bias.tolist() == [-0.5, 0.5, 0.0, 0.0]
     assert moe.tokens_per_expert_E.tolist() == [0, 0, 0, 0]
 

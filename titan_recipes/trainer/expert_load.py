@@ -31,13 +31,13 @@ class ExpertLoad:
             moe.balance_factor.copy_(1 / num_tokens)
 
     @torch.no_grad()
-    def end_step(self, *, update: bool) -> dict[str, Tensor]:
+    def end_step(self, *, update: Tensor) -> dict[str, Tensor]:
         """Move each selection bias one step towards even load; returns metrics, on the device.
 
         The bias of an expert with less than the mean load rises by load_balance_coeff, that of one
         with more falls (arXiv:2408.15664). expert_load_max: tokens of the busiest expert over the
         mean, 1 at balance, of the worst layer; experts_idle: experts without a token, in all layers
-        together.
+        together. update: a scalar on the device; false = the biases stay.
         """
         if not self._has_experts:
             return {}
@@ -49,13 +49,13 @@ class ExpertLoad:
             dist.all_reduce(worst, dist.ReduceOp.MAX, self._world.pp_mesh.get_group())
         return {"expert_load_max": worst, "experts_idle": self._world.sum_over(idle, "pp")}
 
-    def _end_layers(self, *, update: bool) -> tuple[Tensor, Tensor]:
+    def _end_layers(self, *, update: Tensor) -> tuple[Tensor, Tensor]:
         """Update this rank's layers; returns their worst load and how many experts were idle."""
         counts_XE = torch.stack([moe.tokens_per_expert_E for moe in self.layers])
         counts_XE = self._world.sum_over(counts_XE, *TOKEN_AXES).float()
         mean_X1 = counts_XE.mean(dim=1, keepdim=True)
         for moe, step_E in zip(self.layers, (mean_X1 - counts_XE).sign(), strict=True):
             moe.tokens_per_expert_E.zero_()
-            if update and self._coeff and moe.router.selection_bias is not None:
-                moe.router.selection_bias += self._coeff * step_E
+            if self._coeff and moe.router.selection_bias is not None:
+                moe.router.selection_bias += torch.where(update, self._coeff * step_E, 0.0)
         return (counts_XE / mean_X1).max(), (counts_XE == 0).sum()

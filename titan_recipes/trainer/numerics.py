@@ -1,16 +1,15 @@
 """Repeatable numbers, and steps that are not finite: skipped, told by rank, in the end fatal."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from titan_recipes.config.schema import Debug
 from titan_recipes.errors import NumericsError
-from titan_recipes.trainer.optimizer import local_grad_norm
 from titan_recipes.trainer.parallel.mesh import World
 
 MAX_SKIPPED_STEPS = 3
@@ -24,23 +23,44 @@ def set_determinism(debug: Debug) -> None:
     torch.backends.cudnn.deterministic = debug.deterministic
 
 
+class OnItsWay:
+    """Numbers that travel from the device to the host while both go on."""
+
+    def __init__(self, **values: Tensor) -> None:
+        self._names = tuple(values)
+        packed = torch.stack([value.double() for value in values.values()])
+        self._arrived = None
+        self._values = packed
+        if packed.is_cuda:
+            self._values = torch.empty_like(packed, device="cpu", pin_memory=True)
+            self._values.copy_(packed, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> dict[str, float]:
+        """The numbers by name; waits where they are not here yet."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return dict(zip(self._names, self._values.tolist(), strict=True))
+
+
 class FiniteCheck:
     """Counts skipped steps in a row. log: prints a line for people."""
 
-    def __init__(
-        self, parameters: Sequence[nn.Parameter], world: World, *, log: Callable[[str], None]
-    ) -> None:
+    def __init__(self, world: World, *, log: Callable[[str], None]) -> None:
         self.skipped_in_a_row = 0
-        self._parameters = parameters
         self._world = world
         self._log = log
 
-    def note(self, step: int, *, finite: bool, local_loss: Tensor) -> None:
-        """Count a step. Raises NumericsError after MAX_SKIPPED_STEPS in a row."""
+    def note(self, step: int, *, finite: bool, local_loss: float, local_norm: float) -> None:
+        """Count a step; the local figures are this rank's shares of loss and gradient.
+
+        Raises NumericsError after MAX_SKIPPED_STEPS in a row.
+        """
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if finite:
             return
-        where = self._find_faulty(local_loss)
+        where = self._find_faulty((math.isfinite(local_loss), math.isfinite(local_norm)))
         self._log(f"step {step}: {where}; the update is skipped")
         if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
             raise NumericsError(
@@ -50,10 +70,8 @@ class FiniteCheck:
                 "titan-recipes resume --set checkpoint.load_step=N"
             )
 
-    def _find_faulty(self, local_loss: Tensor) -> str:
-        """What is not finite, and on which ranks: their loss, else their share of gradients."""
-        norm = local_grad_norm(self._parameters).item()
-        own = (math.isfinite(local_loss.item()), math.isfinite(norm))
+    def _find_faulty(self, own: tuple[bool, bool]) -> str:
+        """What is not finite, and on which ranks; own: whether this rank's figures are."""
         every: list[Any] = [own]
         if self._world.mesh is not None:
             every = [None] * self._world.size

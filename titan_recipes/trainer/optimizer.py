@@ -51,6 +51,19 @@ def lr_factor(step: int, job: Job) -> float:
     return floor + (1 - floor) * shapes[schedule.decay_type]
 
 
+def step_if_finite(optimizers: Iterable[torch.optim.Optimizer], finite: Tensor) -> None:
+    """Update every parameter, or nothing at all where `finite` on the device is false.
+
+    The fused kernels look at it themselves, as under a gradient scaler: the host does not wait.
+    """
+    for optimizer in optimizers:
+        if optimizer.param_groups[0].get("fused"):
+            optimizer.found_inf = finite.logical_not().float()  # pyright: ignore
+            optimizer.step()
+        elif finite.item():
+            optimizer.step()
+
+
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
     """Set every group's learning rate."""
     for optimizer in optimizers:
@@ -63,8 +76,11 @@ def global_grad_norm(
     parameters: Iterable[nn.Parameter],
     device: torch.device,
     pp_group: dist.ProcessGroup | None = None,
-) -> Tensor:
-    """The 2-norm over every gradient of every rank, as a float32 scalar on `device`.
+) -> tuple[Tensor, Tensor]:
+    """The 2-norm over every gradient of every rank, and that over this rank's own shards.
+
+    Both are float32 scalars on `device`; nothing here waits for it. A rank's own norm tells where a
+    fault is.
 
     Squares are summed in float64 on CPU: its float32 `vector_norm` is off by up to 2e-3 on large
     tensors, so that the norm would depend on how they are sharded. Sharded gradients are
@@ -87,20 +103,16 @@ def global_grad_norm(
             grad = grad.to_local()
         by_axes[groups].append(_squared_norm(grad))
     total = torch.zeros((), dtype=torch.float64, device=device)
+    own = total.clone()
     for groups, squares in by_axes.items():
         part = torch.stack(squares).sum().to(device)
+        own += part
         for group in groups:
             dist.all_reduce(part, group=group)
         total += part
     if pp_group is not None:
         dist.all_reduce(total, group=pp_group)
-    return total.sqrt().float()
-
-
-@torch.no_grad()
-def local_grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The 2-norm over this rank's own shards of the gradients, to find out where a fault is."""
-    return torch.stack([_squared_norm(grad) for grad in _shards(parameters)]).sum().sqrt()
+    return total.sqrt().float(), own.sqrt().float()
 
 
 def _shards(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

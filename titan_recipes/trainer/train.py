@@ -35,13 +35,14 @@ from titan_recipes.trainer.expert_load import ExpertLoad
 from titan_recipes.trainer.hf.convert import export_last
 from titan_recipes.trainer.loss import IGNORED, build_loss
 from titan_recipes.trainer.metrics import MetricsLog, RankEvents, StepTimer, device_peak, memory_gib
-from titan_recipes.trainer.numerics import FiniteCheck, set_determinism
+from titan_recipes.trainer.numerics import FiniteCheck, OnItsWay, set_determinism
 from titan_recipes.trainer.optimizer import (
     build_optimizer,
     clip_grads,
     global_grad_norm,
     lr_factor,
     set_lr,
+    step_if_finite,
 )
 from titan_recipes.trainer.parallel.apply import DTYPES
 from titan_recipes.trainer.parallel.mesh import World, tighten_timeouts
@@ -83,7 +84,8 @@ class Trainer:
         self.optimizers = [build_optimizer(part, job.optimizer) for part in self.model_parts]
         coeff = job.model.moe.load_balance_coeff if job.model.moe else 0.0
         self.expert_load = ExpertLoad(self.model_parts, world, coeff)
-        self.finite_check = FiniteCheck(self.parameters, world, log=self.say)
+        self.finite_check = FiniteCheck(world, log=self.say)
+        self.unsettled: tuple[int, float, OnItsWay] | None = None
         self.loss_fn = build_loss(job, world)
         self.pipeline = None
         if world.pp_mesh is not None:
@@ -182,21 +184,43 @@ class Trainer:
             local_loss += self.forward_backward_step(batch, num_tokens)
         if self.pipeline is not None:
             self.pipeline.sum_tied_gradients()
-        grad_norm = global_grad_norm(self.counted, self.world.device, self.pp_group)
-        global_loss = self.world.sum_over(local_loss, "dp", "cp", "pp")
-        loss, norm = torch.stack([global_loss, grad_norm]).tolist()
-        if finite := math.isfinite(loss) and math.isfinite(norm):
-            if job.training.max_norm > 0:
-                clip_grads(self.parameters, grad_norm, job.training.max_norm)
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.timer.add_tokens(derived.tokens_per_step)
-        expert_load = self.expert_load.end_step(update=finite)
-        if self.is_due(job.metrics.log_freq) or self.step == 1 or not finite:
-            self.log(loss, norm, lr, expert_load)
-        self.finite_check.note(self.step, finite=finite, local_loss=local_loss)
+        grad_norm, local_norm = global_grad_norm(self.counted, self.world.device, self.pp_group)
+        loss = self.world.sum_over(local_loss, "dp", "cp", "pp")
+        finite = loss.isfinite() & grad_norm.isfinite()
+        if job.training.max_norm > 0:
+            clip_grads(self.parameters, grad_norm, job.training.max_norm)
+        step_if_finite(self.optimizers, finite)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
+        figures = OnItsWay(
+            loss=loss,
+            grad_norm=grad_norm,
+            local_loss=local_loss,
+            local_norm=local_norm,
+            **self.expert_load.end_step(update=finite),
+        )
+        # The device goes on with the next step while those of this one arrive.
+        self.settle()
+        self.unsettled = (self.step, lr, figures)
+        if self.is_due(job.metrics.log_freq) or self.step == 1:
+            self.settle(log=True)
+
+    def settle(self, *, log: bool = False) -> None:
+        """Take note of the step whose figures are on their way, if there is one.
+
+        log: write it down; a step that is not finite is written down in any case.
+        """
+        if self.unsettled is None:
+            return
+        (step, lr, on_its_way), self.unsettled = self.unsettled, None
+        figures = on_its_way.read()
+        local = {name: figures.pop(name) for name in ("local_loss", "local_norm")}
+        finite = math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
+        if finite:
+            self.timer.add_tokens(self.job.derived.tokens_per_step)
+        if log or not finite:
+            self.log(step, lr=lr, **figures)
+        self.finite_check.note(step, finite=finite, **local)
 
     def forward_backward_step(self, batch: Batch, num_tokens: Tensor) -> Tensor:
         """Forward and backward of one pass; returns this rank's share of the step's mean loss."""
@@ -230,7 +254,8 @@ class Trainer:
     def count_tokens(self, batches: list[Batch]) -> Tensor:
         """Tokens of this step whose label counts, over all ranks, as a scalar on the device."""
         count = sum(int((batch.labels_BS != IGNORED).sum()) for batch in batches)
-        total = torch.tensor(float(count), dtype=torch.float64).to(self.world.device)
+        total = torch.tensor(float(count), dtype=torch.float64)
+        total = total.to(self.world.device, non_blocking=True)
         return self.world.sum_over(total, "dp").float()
 
     @property
@@ -238,24 +263,25 @@ class Trainer:
         """The ranks that hold the other stages of this rank's copy; None without a pipeline."""
         return self.world.pp_mesh.get_group() if self.world.pp_mesh is not None else None
 
-    def log(self, loss: float, grad_norm: float, lr: float, more: dict[str, Tensor]) -> None:
+    def log(self, step: int, *, loss: float, grad_norm: float, lr: float, **more: float) -> None:
         """Write down one step: the global mean loss per token, the norm before clipping."""
         throughput = self.timer.read()
         self.metrics.log(
-            self.step,
+            step,
             loss=loss,
             grad_norm=grad_norm,
             lr=lr,
             tokens_per_second=throughput.tokens_per_second,
             mfu=throughput.mfu,
             memory_gib=memory_gib(self.world.device),
-            **{name: value.item() for name, value in more.items()},
+            **more,
         )
-        self.events.write("step", step=self.step, loss=loss, grad_norm=grad_norm)
+        self.events.write("step", step=step, loss=loss, grad_norm=grad_norm)
 
     @torch.no_grad()
     def validate(self) -> None:
         """Mean loss per token over the validation data, into validation.jsonl."""
+        self.settle()
         for part in self.model_parts:
             part.eval()
         loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
@@ -305,6 +331,7 @@ class Trainer:
 
     def save(self, *, model_only: bool = False) -> None:
         """Save a checkpoint of the current step, if checkpoints are on."""
+        self.settle()
         if self.checkpointer is None:
             return
         with self.timer.paused():
