@@ -210,7 +210,13 @@ def test_import_of_v010_renames_its_keys(workplace: Path):
     assert plan["compile"] == {"enable": True}
     assert plan["model"] == {"converters": ["float8"]}
     assert plan["quantize"]["linear"] == {
-        "float8": {"filter_fqns": ["output"]},
+        "float8": {
+            "filter_fqns": ["output"],
+            # Upstream's defaults, not ours.
+            "enable_fsdp_float8_all_gather": False,
+            "precompute_float8_dynamic_scale_for_fsdp": False,
+            "skip_small": False,
+        },
         "mx": {"recipe_name": "mxfp8_cublas", "mxfp8_dim1_cast_kernel_choice": "torch"},
     }
     assert plan["parallelism"]["module_fqns_per_model_part"] == [
@@ -231,6 +237,29 @@ def test_import_of_v010_renames_its_keys(workplace: Path):
     assert fates["training.compile"] == "translated"
     assert rows["lr_scheduler.lr_min"].detail == "lr_scheduler.min_lr_factor = 0.1"
     assert "| `typo.x` | unknown |" in (bundle.path / "README.md").read_text()
+
+
+def test_import_of_v022_float8_keeps_its_filter_of_small_layers(workplace: Path):
+    text = """
+[model]
+flavor = "8B"
+converters = ["quantize.linear.float8", "quantize.grouped_mm.float8"]
+[training]
+seq_len = 8192
+[quantize.linear.float8]
+enable_fsdp_float8_all_gather = true
+filter_fqns = ["auto_filter_small_kn", "attention.wk"]
+"""
+    bundle, rows = run(workplace, text)
+    plan = read(bundle, "plans/imported.toml")
+    assert plan["model"] == {"converters": ["float8"]}
+    assert plan["quantize"]["linear"]["float8"] == {
+        "enable_fsdp_float8_all_gather": True,
+        "filter_fqns": ["attention.wk"],
+        "precompute_float8_dynamic_scale_for_fsdp": False,
+        "skip_small": True,
+    }
+    assert rows["auto_filter_small_kn"].fate == "translated"
 
 
 def test_import_of_a_file_before_v010_renames_those_too(workplace: Path):

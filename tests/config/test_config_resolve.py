@@ -201,7 +201,7 @@ def test_identity_of_a_recipe_cannot_be_set_but_its_needs_can() -> None:
         ("optimizer.lr=nan", "--set: optimizer.lr: got NaN; must be a finite number"),
         (
             "optimizer.name='SGD'",
-            "--set: optimizer.name: got \"SGD\"; use 'Adam' or 'AdamW'",
+            "--set: optimizer.name: got \"SGD\"; use 'Adam', 'AdamW' or 'Muon'",
         ),
         (
             "training.dataset='stdlb'",
@@ -337,6 +337,32 @@ def test_contradicting_settings_are_refused() -> None:
         "keep one"
     ]
     assert resolved(train=train).job.data.sources[0].dataset == "stdlib"
+
+
+@pytest.mark.parametrize(
+    ("settings", "contradictions"),
+    [
+        (("activation_checkpoint.mode='memory_budget'",), ["blocks that are not compiled; "]),
+        (
+            ("activation_checkpoint.mode='memory_budget'", "compile.enable=true"),
+            [],
+        ),
+        (("training.loss_kernel='liger'",), []),
+        (
+            ("training.loss_kernel='liger'", "parallelism.tensor_parallel_degree=2"),
+            ["tensor_parallel_degree > 1; "],
+        ),
+        (("training.loss_kernel='liger'", "plan.gpu='cpu'"), ['plan.gpu = "cpu"; ']),
+    ],
+)
+def test_kernels_and_budgets_are_refused_where_nothing_would_honour_them(
+    settings: tuple[str, ...], contradictions: list[str]
+) -> None:
+    found = problems(*settings) if contradictions else list(resolved(*settings).dormant)
+    key = settings[0].partition("=")[0]
+    assert len(found) == len(contradictions)
+    for said, what in zip(found, contradictions, strict=True):
+        assert said.startswith(f"--set: {key}: contradicts {what}")
 
 
 def test_dormant_keys_are_legal_and_noted() -> None:

@@ -13,6 +13,7 @@ from titan_recipes.config.schema import Model
 from titan_recipes.config.schema.model import MoE
 from titan_recipes.trainer.model.grouped import grouped_mm, looped_mm
 from titan_recipes.trainer.model.moe import Moe, Rearrange
+from titan_recipes.trainer.parallel.precision import compute_in
 
 DIM, SHAPE = 16, (2, 5, 16)
 KINDS: dict[str, tuple[str, MoE]] = {
@@ -244,12 +245,15 @@ def test_rearranged_copies_have_the_gradient_of_indexing() -> None:
     )
 
 
-def test_autocast_reaches_the_experts() -> None:
+def test_parameters_that_read_as_bfloat16_reach_the_experts() -> None:
     layer, x = made("gpt_oss"), hidden(*SHAPE)
-    seen: list[torch.dtype] = []
-    layer.experts.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        out = layer(x)
-    assert seen == [torch.bfloat16]
-    error = F.mse_loss(out.float(), layer(x)) / layer(x).pow(2).mean()
-    assert error.item() < 1e-3
+    expected = layer(x)
+    compute_in(layer, torch.bfloat16)
+    out = layer(x.bfloat16())
+    out.float().sum().backward()
+    assert out.dtype == torch.bfloat16
+    error = F.mse_loss(out.float(), expected) / expected.pow(2).mean()
+    assert 0 < error.item() < 1e-3
+    grads = [p.grad for p in layer.parameters()]
+    assert {p.dtype for p in layer.parameters()} == {torch.float32}
+    assert {grad.dtype for grad in grads if grad is not None} == {torch.float32}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,23 @@ import torch
 from torch import nn
 from training import column, largest_difference, rows, small_job, train_here, write_job
 
+from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.errors import CheckpointError, ConfigError, DataError, NumericsError
+from titan_recipes.trainer.data.loader import Batch, open_training_data
+from titan_recipes.trainer.data.read_ahead import ReadAhead
 from titan_recipes.trainer.metrics import RankEvents
 from titan_recipes.trainer.optimizer import clip_grads, global_grad_norm, lr_factor
 from titan_recipes.trainer.parallel.mesh import join_world
 from titan_recipes.trainer.train import Trainer
+
+
+def make_trainer(directory: Path, job: Job) -> Trainer:
+    """A trainer of one rank that stands before its first step."""
+    write_job(directory, job)
+    (directory / "logs").mkdir()
+    layout = RunLayout(directory)
+    return Trainer(job, layout, join_world(job, directory), RankEvents(layout, 0))
 
 
 @pytest.mark.parametrize(
@@ -188,3 +200,91 @@ def test_profiler_and_tensorboard_files_are_written(tmp_path: Path, corpus: Path
     trace = tmp_path / "profiles" / "profile_traces" / "step-00000004" / "rank-0.json.gz"
     assert trace.stat().st_size > 1000
     assert list((tmp_path / "tb").glob("events.*"))
+
+
+def test_figures_that_arrive_late_change_nothing_but_what_is_logged(
+    tmp_path: Path, corpus: Path
+) -> None:
+    job = small_job(corpus, "training.steps=8")
+    train_here(tmp_path / "each", job)
+    train_here(tmp_path / "some", small_job(corpus, "training.steps=8", "metrics.log_freq=3"))
+    each, some = rows(tmp_path / "each"), rows(tmp_path / "some")
+    assert [row["step"] for row in some] == [1, 3, 6, 8]
+    by_step = {row["step"]: row for row in each}
+    for row in some:
+        assert (row["loss"], row["grad_norm"]) == tuple(
+            by_step[row["step"]][name] for name in ("loss", "grad_norm")
+        )
+
+
+@pytest.mark.parametrize("implementation", ["fused", "foreach", "for-loop"])
+def test_step_that_is_not_finite_is_skipped_and_written_down_when_it_is_not_due(
+    tmp_path: Path, corpus: Path, implementation: str
+) -> None:
+    settings = ("metrics.log_freq=10", f"optimizer.implementation='{implementation}'")
+    trainer = make_trainer(tmp_path, small_job(corpus, *settings))
+    trainer.train_step()
+    before = [p.detach().clone() for p in trainer.parameters]
+    broken = trainer.parameters[0]
+    with torch.no_grad():
+        broken.fill_(math.nan)
+    trainer.train_step()
+    assert trainer.finite_check.skipped_in_a_row == 0  # not known yet
+    with torch.no_grad():
+        broken.copy_(before[0])
+    for parameter, old in zip(trainer.parameters, before, strict=True):
+        assert torch.equal(parameter, old)
+    trainer.train_step()
+    assert trainer.finite_check.skipped_in_a_row == 1
+    trainer.figures.settle()
+    assert trainer.finite_check.skipped_in_a_row == 0
+    assert not torch.equal(trainer.parameters[1], before[1])
+    assert [(row["step"], row["loss"] is None) for row in rows(tmp_path)] == [(1, False), (2, True)]
+    trainer.close()
+
+
+def test_batches_read_ahead_are_those_read_in_the_step(tmp_path: Path, corpus: Path) -> None:
+    job = small_job(corpus)
+    plain = open_training_data(job, dp_rank=0, dp_degree=1)
+    ahead = ReadAhead(open_training_data(job, dp_rank=0, dp_degree=1), 3, pin=False)
+    for _ in range(5):
+        assert torch.equal(ahead.next_batch().tokens_BS, plain.next_batch().tokens_BS)
+        assert ahead.state_dict() == plain.state_dict()
+    state, sixth = ahead.state_dict(), ahead.next_batch()
+    ahead.next_batch()
+    ahead.load_state_dict(state)
+    assert ahead.state_dict() == state
+    assert torch.equal(ahead.next_batch().tokens_BS, sixth.tokens_BS)
+    ahead.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
+
+
+def test_fault_of_data_read_ahead_is_told_where_it_is_waited_for() -> None:
+    class Torn:
+        def next_batch(self) -> Batch:
+            raise DataError("shard 3: torn")
+
+        def state_dict(self) -> dict[str, object]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+    with pytest.raises(DataError, match="shard 3: torn"):
+        ReadAhead(Torn(), 2, pin=False).next_batch()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_graphs_that_are_compiled_again_are_counted_and_told(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(tmp_path, small_job(corpus, "compile.enable=true"))
+    add_one = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+    trainer.tell_compiled(1)
+    trainer.step = 7
+    for length, told in ((2, 1), (2, 0), (3, 1)):
+        add_one(torch.ones(length))
+        capsys.readouterr()
+        trainer.tell_compiled(1)
+        line = "step 7: torch.compile made 1 graphs; TORCH_LOGS=recompiles tells why\n"
+        assert capsys.readouterr().out == line * told
+    trainer.close()

@@ -18,6 +18,8 @@ from titan_recipes.bundle.bundle import NAME, Bundle
 from titan_recipes.bundle.fork import write_files
 from titan_recipes.bundle.merge import flatten
 from titan_recipes.bundle.torchtitan_keys import (
+    AUTO_FILTER,
+    CONVERTERS,
     DROPPED,
     FLAVORS,
     IN_PLAN,
@@ -34,6 +36,7 @@ from titan_recipes.config.schema import Config
 from titan_recipes.errors import BundleError, ConfigError, Problem
 
 PLAN = "imported"
+FLOAT8 = "quantize.linear.float8."
 UPSTREAM_RANKS = 8
 """Ranks that upstream's run_train.sh starts unless told otherwise."""
 
@@ -134,6 +137,9 @@ def _translate_key(done: Import, key: str, value: Any, known: set[str]) -> None:
         if target in PATHS and value and ours == value and not str(value).startswith(("/", "~")):
             line += "; relative to the bundle here: write it absolute"
         done.set(target, ours, Row(key, "kept" if same else "translated", line))
+        if target == f"{FLOAT8}filter_fqns" and AUTO_FILTER in str(value):
+            switch = f"{FLOAT8}skip_small"
+            done.set(switch, True, Row(AUTO_FILTER, "translated", f"{switch} = true"))
 
 
 def _convert(key: str, value: Any) -> Any:
@@ -143,7 +149,12 @@ def _convert(key: str, value: Any) -> Any:
     if key == "quantize.linear.mx.mxfp8_dim1_cast_kernel_choice" and isinstance(value, bool):
         return "triton" if value else "torch"
     if isinstance(value, str) and str(field_hint(Config, key)).startswith("tuple"):
-        return [part.strip() for part in value.split(",") if part.strip()]
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if key == "model.converters" and isinstance(value, list):
+        names = cast(list[Any], value)
+        return list(dict.fromkeys(CONVERTERS.get(name, name) for name in names))
+    if key == f"{FLOAT8}filter_fqns" and isinstance(value, list):
+        return [name for name in cast(list[Any], value) if name != AUTO_FILTER]
     if key in PATHS and isinstance(value, str) and value and os.path.exists(value):
         return os.path.realpath(value)
     return value
@@ -169,6 +180,9 @@ def _translate_split(done: Import, key: str, points: Any) -> None:
 def _add_defaults(done: Import) -> None:
     """Write out, or name, the defaults of upstream's that differ here."""
     written: dict[str, Any] = {"metrics.enable_tensorboard": False, "checkpoint.enable": False}
+    if "float8" in done.settings.get("model.converters", ()):
+        switches = ("enable_fsdp_float8_all_gather", "precompute_float8_dynamic_scale_for_fsdp")
+        written |= dict.fromkeys([f"{FLOAT8}{name}" for name in (*switches, "skip_small")], False)
     if done.settings.get("checkpoint.enable"):
         written["checkpoint.last_save_model_only"] = not done.is_old
     for key, value in written.items():

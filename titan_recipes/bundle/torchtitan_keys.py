@@ -41,6 +41,17 @@ OLD_KEYS = {
 }
 """Key of v0.1.0 or before -> its name in v0.2.2 and here; finding one tells that a file is old."""
 
+CONVERTERS = {
+    "quantize.linear.float8": "float8",
+    "quantize.grouped_mm.float8": "float8",
+    "quantize.linear.mx": "mx",
+    "quantize.grouped_mm.mx": "mx",
+}
+"""v0.2.2's names in model.converters -> ours."""
+
+AUTO_FILTER = "auto_filter_small_kn"
+"""In filter_fqns no name, but a switch; here quantize.linear.float8.skip_small."""
+
 OLD_ONLY = (
     *OLD_KEYS,
     "experimental.pipeline_parallel_split_points",

@@ -12,6 +12,8 @@ from titan_recipes.config.hardware import ANY_GPU, GPUS, NO_GPU
 from titan_recipes.config.job import Derived
 from titan_recipes.config.load import did_you_mean
 from titan_recipes.config.lora import flops_saved, lora_problems
+from titan_recipes.config.optimizer import optimizer_problems
+from titan_recipes.config.quantize import quantize_lines, quantize_problems
 from titan_recipes.config.schema import Config
 from titan_recipes.config.splits import split_problems
 from titan_recipes.config.stages import pipeline_line
@@ -28,14 +30,17 @@ def derive(config: Config, where_of: WhereOf) -> tuple[Derived, list[str]]:
     problems += split_problems(config, where_of)
     problems += attention_problems(config, where_of)
     problems += lora_problems(config, where_of)
+    problems += quantize_problems(config, where_of)
     batch, batch_problems = _batches(config, degrees, where_of)
     problems += batch_problems
+    problems += optimizer_problems(config, where_of, batch[1])
     schedule, notes = _schedule(config)
     problems += _rest_problems(config, schedule, where_of)
     if problems:
         raise ConfigError(problems)
     if line := pipeline_line(config):
         notes.append(line)
+    notes += quantize_lines(config)
     global_batch, accumulation = batch
     return Derived(
         **degrees,

@@ -21,7 +21,6 @@ def split_problems(config: Config, where_of: WhereOf) -> Iterator[Problem]:
     yield from _context(config, where_of)
     yield from pipeline_problems(config, where_of)
     yield from _expert(config, where_of)
-    yield from _converters(config, where_of)
 
 
 def _tensor(config: Config, where_of: WhereOf) -> Iterator[Problem]:
@@ -146,13 +145,3 @@ def _experts_shard(model: Model, experts: int, ranks: int) -> bool:
     """Whether ranks can share so many experts evenly: whole ones, or the rows of each."""
     assert model.moe is not None
     return experts % ranks == 0 or (model.moe.ffn_dim % ranks == 0 and model.dim % ranks == 0)
-
-
-def _converters(config: Config, where_of: WhereOf) -> Iterator[Problem]:
-    model, tp = config.model, config.parallelism.tensor_parallel_degree
-    if any(name in ("float8", "mx") for name in model.converters):
-        key = "model.converters"
-        for name, size in (("dim", model.dim), ("ffn_dim", model.ffn_dim)):
-            if size % (16 * tp):
-                got = f"{name} = {size} is not a multiple of 16 * tp = {16 * tp}"
-                yield Problem(where_of(key), key, got, "leave float8 out")

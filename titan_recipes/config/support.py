@@ -12,18 +12,16 @@ from titan_recipes.config.datasets import asked_datasets
 from titan_recipes.config.hardware import NO_GPU
 from titan_recipes.config.load import show
 from titan_recipes.config.lora import uses_lora
+from titan_recipes.config.quantize import FLOAT8, MX, gathers_float8, quantize_contradictions
 from titan_recipes.config.schema import Config
 from titan_recipes.errors import Problem
 
 HONOURED: dict[str, tuple[Any, ...]] = {
-    "model.converters": ((), ("lora",)),
-    "optimizer.early_step_in_backward": (False,),
     "parallelism.pipeline_parallel_expert_parallel_overlap": (False,),
     "parallelism.expert_tensor_parallel_degree": (1,),
     "parallelism.expert_parallel_comm_backend": ("standard",),
     "checkpoint.initial_load_in_hf_quantized": (False,),
     "checkpoint.async_mode": ("disabled", "async"),
-    "activation_checkpoint.mode": ("none", "full", "selective"),
     "comm.mode": ("default",),
     "fault_tolerance.enable": (False,),
 }
@@ -49,6 +47,14 @@ DORMANT: tuple[Dormancy, ...] = (
         lambda c: c.parallelism.pipeline_parallel_degree > 1,
         "pipeline_parallel_degree is 1",
         switch="parallelism.pipeline_parallel_degree",
+    ),
+    Dormancy(
+        ("optimizer.muon_momentum",), lambda c: c.optimizer.name == "Muon", 'name is not "Muon"'
+    ),
+    Dormancy(
+        ("optimizer.implementation",),
+        lambda c: c.optimizer.state_dtype == "parameter" and not c.optimizer.enable_cpu_offload,
+        "updates of low-precision or offloaded state have one implementation",
     ),
     Dormancy(
         ("parallelism.pipeline_parallel_expert_parallel_overlap",),
@@ -102,6 +108,11 @@ DORMANT: tuple[Dormancy, ...] = (
         "validation.dataloader.num_workers is 0",
     ),
     Dormancy(
+        ("training.loss_chunk_tokens",),
+        lambda c: c.training.loss_kernel == "torch",
+        'training.loss_kernel is "liger", which chooses its own',
+    ),
+    Dormancy(
         ("training.dataloader.", "data.num_proc"),
         lambda c: not c.data.streaming,
         "data.streaming is true",
@@ -111,11 +122,15 @@ DORMANT: tuple[Dormancy, ...] = (
             f"activation_checkpoint.{key}"
             for key in ("early_stop", "preserve_rng_state", "determinism_check", "debug")
         ),
-        lambda c: c.activation_checkpoint.mode != "none",
-        "activation_checkpoint.mode is none",
+        lambda c: c.activation_checkpoint.mode in ("full", "selective"),
+        "activation_checkpoint.mode is not full or selective",
     ),
     Dormancy(
-        ("parallelism.fsdp_reshard_after_forward", "comm."),
+        (
+            "parallelism.fsdp_reshard_after_forward",
+            "quantize.linear.float8.enable_fsdp_float8_all_gather",
+            "comm.",
+        ),
         lambda c: c.plan.nodes * c.plan.gpus_per_node > 1,
         "the job has one rank",
     ),
@@ -182,9 +197,19 @@ DORMANT: tuple[Dormancy, ...] = (
         'no dataset is "chat"',
     ),
     Dormancy(
-        ("quantize.",),
-        lambda c: bool({"float8", "mx"} & {*c.model.converters}),
-        'model.converters has no "float8" or "mx"',
+        ("quantize.linear.float8.", "quantize.grouped_mm.float8."),
+        lambda c: FLOAT8 in c.model.converters,
+        'model.converters has no "float8"',
+    ),
+    Dormancy(
+        ("quantize.linear.mx.", "quantize.grouped_mm.mx."),
+        lambda c: MX in c.model.converters,
+        'model.converters has no "mx"',
+    ),
+    Dormancy(
+        ("quantize.linear.float8.precompute_",),
+        gathers_float8,
+        "weights are not gathered in float8",
     ),
     Dormancy(("lora.",), uses_lora, 'model.converters has no "lora"'),
     Dormancy(
@@ -198,7 +223,7 @@ DORMANT: tuple[Dormancy, ...] = (
         "activation_checkpoint.mode is not selective",
     ),
     Dormancy(
-        ("activation_checkpoint.per_op_sac_",),
+        ("activation_checkpoint.per_op_sac_", "activation_checkpoint.save_ops"),
         lambda c: (
             c.activation_checkpoint.mode == "selective"
             and c.activation_checkpoint.selective_ac_option == "op"
@@ -276,6 +301,18 @@ def contradictions(
         for key in ("training.dataset", "training.dataset_path"):
             if explicit(key):
                 yield clash(key, "data.sources", "the mixture names its own datasets; keep one")
+    budgeted = config.activation_checkpoint.mode == "memory_budget"
+    if budgeted and not (config.compile.enable and "model" in config.compile.components):
+        cure = 'the compiler keeps to it: set compile.enable = true, with "model" in components'
+        yield clash("activation_checkpoint.mode", "blocks that are not compiled", cure)
+    if config.training.loss_kernel == "liger":
+        split = ("tensor_parallel_degree", "pipeline_parallel_degree")
+        others = [f"{key} > 1" for key in split if getattr(config.parallelism, key) > 1]
+        if config.plan.gpu == NO_GPU:
+            others.append('plan.gpu = "cpu"')
+        for other in others:
+            cure = 'its kernels are of whole matrices on CUDA; use "torch"'
+            yield clash("training.loss_kernel", other, cure)
     if config.model.tokenizer_path and config.model.hf_assets_path:
         yield clash("model.tokenizer_path", "model.hf_assets_path", "keep one")
     if config.data.streaming:
@@ -292,6 +329,8 @@ def contradictions(
     if config.profiling.enable_memory_snapshot and config.plan.gpu == NO_GPU:
         cure = "only CUDA's allocator keeps a history"
         yield clash("profiling.enable_memory_snapshot", 'plan.gpu = "cpu"', cure)
+    for key, other, cure in quantize_contradictions(config, explicit):
+        yield clash(key, other, cure)
     if config.training.enable_cpu_offload and config.plan.nodes * config.plan.gpus_per_node == 1:
         cure = "offload is FSDP's, and one rank has none; use two ranks or more, or leave it out"
         yield clash("training.enable_cpu_offload", "a job of one rank", cure)

@@ -20,6 +20,7 @@ from typing import TextIO
 from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.layout import RankExit, RunLayout, write_exit
 from titan_recipes.errors import EXIT_DONE, EXIT_USER, TitanRecipesError
+from titan_recipes.trainer.compiled import keep_compiled
 
 EXIT_RETRY = 1
 PEER_GRACE_SECONDS = 5.0
@@ -102,6 +103,7 @@ def run_rank(layout: RunLayout, job: Job, progress: Progress, console: TextIO) -
     """Train as the job says; torch is imported here, after the output has a place to go."""
     if job.debug.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    keep_compiled(job)
 
     import torch.distributed as dist
 

@@ -9,7 +9,10 @@ import torch
 
 from titan_recipes.config.job import Job
 from titan_recipes.config.lora import lora_targets, uses_lora
+from titan_recipes.config.optimizer import moment_bytes
+from titan_recipes.config.quantize import quantize_lines
 from titan_recipes.config.stages import pipeline_line
+from titan_recipes.trainer.loss import build_loss
 from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.model.init import init_weights
 from titan_recipes.trainer.model.lora import add_adapters
@@ -17,6 +20,7 @@ from titan_recipes.trainer.parallel.apply import DTYPES, parallelize
 from titan_recipes.trainer.parallel.expert_parallel import moe_layers
 from titan_recipes.trainer.parallel.mesh import World
 from titan_recipes.trainer.parallel.sequence_split import sequence_split, take_positions
+from titan_recipes.trainer.quantize import convert
 
 
 def build_model_parts(job: Job, world: World) -> list[Decoder]:
@@ -27,6 +31,7 @@ def build_model_parts(job: Job, world: World) -> list[Decoder]:
     assert sum(p.numel() for p in model.parameters()) == job.derived.num_params
     if uses_lora(job):
         add_adapters(model, job.lora, lora_targets(job))
+    convert(model, job, world.device)
     if job.model.print_after_conversion and world.rank == 0:
         print(model)
     parts = [model]
@@ -44,6 +49,8 @@ def build_model_parts(job: Job, world: World) -> list[Decoder]:
         for moe in moe_layers(part):
             moe.router.force_balance = job.debug.moe_force_load_balance
         take_positions(part, sequence_split(job, world))
+        if part.output is not None:
+            part.output.loss = build_loss(job, world)
         part.train()
     return parts
 
@@ -69,9 +76,10 @@ def introduction(job: Job, world: World, parts: list[Decoder]) -> list[str]:
     mesh = " x ".join(used) if used else "one process"
     adapters = num_trained(parts) if uses_lora(job) else 0
     parameters = f"{derived.num_params:,}" + (f" and {adapters:,} of adapters" if adapters else "")
-    # What is trained has a gradient and two moments, all of the parameters' type.
-    numbers = derived.num_params + adapters + 3 * (adapters or derived.num_params)
-    state_bytes = numbers * DTYPES[job.training.dtype].itemsize
+    # What is trained has a gradient of the parameters' type, and the optimizer's moments.
+    itemsize, trained = DTYPES[job.training.dtype].itemsize, adapters or derived.num_params
+    state_bytes = (derived.num_params + adapters + trained) * itemsize
+    state_bytes += trained * moment_bytes(job.optimizer, itemsize)
     ranks_of_a_copy = derived.world_size // derived.dp_replicate
     pipeline = pipeline_line(job)
     return [
@@ -84,4 +92,5 @@ def introduction(job: Job, world: World, parts: list[Decoder]) -> list[str]:
         f"x {derived.gradient_accumulation_steps} passes x {job.training.seq_len:,} = "
         f"{derived.tokens_per_step:,}",
         *([pipeline] if pipeline else []),
+        *quantize_lines(job),
     ]

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from titan_recipes.config.schema import Debug
 from titan_recipes.errors import NumericsError
@@ -23,44 +25,47 @@ def set_determinism(debug: Debug) -> None:
     torch.backends.cudnn.deterministic = debug.deterministic
 
 
-class OnItsWay:
-    """Numbers that travel from the device to the host while both go on."""
+def attention_kernels(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """A context in which torch tries its attention kernels in the order best for a GPU.
 
-    def __init__(self, **values: Tensor) -> None:
-        self._names = tuple(values)
-        packed = torch.stack([value.double() for value in values.values()])
-        self._arrived = None
-        self._values = packed
-        if packed.is_cuda:
-            self._values = torch.empty_like(packed, device="cpu", pin_memory=True)
-            self._values.copy_(packed, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-
-    def read(self) -> dict[str, float]:
-        """The numbers by name; waits where they are not here yet."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return dict(zip(self._names, self._values.tolist(), strict=True))
+    From Hopper on cuDNN's comes before flash attention (arXiv:2407.08608 measures both there).
+    """
+    if device.type != "cuda":
+        return nullcontext
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        order.reverse()
+    order += [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return partial(sdpa_kernel, order, set_priority=True)
 
 
 class FiniteCheck:
-    """Counts skipped steps in a row. log: prints a line for people."""
+    """Counts skipped steps in a row. log: prints a line for people.
 
-    def __init__(self, world: World, *, log: Callable[[str], None]) -> None:
+    can_skip: whether the update of a step that is not finite was left out.
+    """
+
+    def __init__(self, world: World, *, log: Callable[[str], None], can_skip: bool = True) -> None:
         self.skipped_in_a_row = 0
+        self._can_skip = can_skip
         self._world = world
         self._log = log
 
     def note(self, step: int, *, finite: bool, local_loss: float, local_norm: float) -> None:
         """Count a step; the local figures are this rank's shares of loss and gradient.
 
-        Raises NumericsError after MAX_SKIPPED_STEPS in a row.
+        Raises NumericsError after MAX_SKIPPED_STEPS in a row, or where it was not skipped.
         """
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if finite:
             return
         where = self._find_faulty((math.isfinite(local_loss), math.isfinite(local_norm)))
+        if not self._can_skip:
+            raise NumericsError(
+                f"step {step}: {where}; its update was made in backward and has damaged the "
+                "weights (optimizer.early_step_in_backward), but the newest checkpoint is from "
+                "before: titan-recipes resume, or launch a new run with a lower optimizer.lr"
+            )
         self._log(f"step {step}: {where}; the update is skipped")
         if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
             raise NumericsError(

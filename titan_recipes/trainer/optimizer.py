@@ -1,30 +1,48 @@
 """The optimizer, its learning-rate schedule, and clipping by the global gradient norm."""
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from titan_recipes.config.job import Job
 from titan_recipes.config.schema import Optimizer
+from titan_recipes.trainer.optim.groups import parameter_groups
+from titan_recipes.trainer.optim.muon import Muon
+from titan_recipes.trainer.optim.norm import SquaredNorm
+from titan_recipes.trainer.optim.offload import OffloadedAdam
+from titan_recipes.trainer.optim.shards import local
 
 
 def build_optimizer(part: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101) or Adam over what is trained of a part; set the rate each step."""
-    kinds = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}
-    return kinds[config.name](
-        [parameter for parameter in part.parameters() if parameter.requires_grad],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=config.implementation == "fused",
-        foreach=config.implementation == "foreach",
-    )
+    """What [optimizer] asks for, over what is trained of a part; set the rate each step.
+
+    Adam: arXiv:1412.6980, AdamW: arXiv:1711.05101; for others see `trainer.optim`.
+    """
+    groups = parameter_groups(part, config)
+    options: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+    is_adamw = config.name == "AdamW"
+    if config.enable_cpu_offload:
+        return OffloadedAdam(groups, is_adamw=is_adamw, **options)
+    if config.state_dtype != "parameter":
+        # Imports torchao, which other jobs can do without.
+        from titan_recipes.trainer.optim.low_precision import LowPrecisionAdam
+
+        eight_bits = config.state_dtype == "8bit"
+        return LowPrecisionAdam(groups, is_adamw=is_adamw, eight_bits=eight_bits, **options)
+    options["fused"] = config.implementation == "fused"
+    options["foreach"] = config.implementation == "foreach"
+    if config.name == "Muon":
+        return Muon(groups, momentum=config.muon_momentum, **options)
+    return (torch.optim.AdamW if is_adamw else torch.optim.Adam)(groups, **options)
 
 
 def lr_factor(step: int, job: Job) -> float:
@@ -54,7 +72,7 @@ def lr_factor(step: int, job: Job) -> float:
 def step_if_finite(optimizers: Iterable[torch.optim.Optimizer], finite: Tensor) -> None:
     """Update every parameter, or nothing at all where `finite` on the device is false.
 
-    The fused kernels look at it themselves, as under a gradient scaler: the host does not wait.
+    Fused optimizers look at it themselves, as under a gradient scaler: the host does not wait.
     """
     for optimizer in optimizers:
         if optimizer.param_groups[0].get("fused"):
@@ -65,10 +83,10 @@ def step_if_finite(optimizers: Iterable[torch.optim.Optimizer], finite: Tensor) 
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    """Set every group's learning rate."""
+    """Set every group's learning rate, scaled as its optimizer.groups says."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 @torch.no_grad()
@@ -82,54 +100,20 @@ def global_grad_norm(
     Both are float32 scalars on `device`; nothing here waits for it. A rank's own norm tells where a
     fault is.
 
-    Squares are summed in float64 on CPU: its float32 `vector_norm` is off by up to 2e-3 on large
-    tensors, so that the norm would depend on how they are sharded. Sharded gradients are
-    all-reduced over the mesh axes that shard them, replicated ones counted once; pipeline stages
-    hold different parameters, so pp_group adds theirs: give a tied weight of two stages once.
+    Sharded gradients count once over the mesh axes that shard them; pipeline stages hold different
+    parameters, so pp_group adds theirs: give a tied weight of two stages once.
     """
-    by_axes: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = defaultdict(list)
+    squares = SquaredNorm()
     for parameter in parameters:
-        grad = parameter.grad
-        if grad is None:
-            continue
-        groups: tuple[dist.ProcessGroup, ...] = ()
-        if isinstance(grad, DTensor):
-            mesh = grad.device_mesh
-            groups = tuple(
-                mesh.get_group(axis)
-                for axis, placement in enumerate(grad.placements)
-                if not placement.is_replicate()
-            )
-            grad = grad.to_local()
-        by_axes[groups].append(_squared_norm(grad))
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    own = total.clone()
-    for groups, squares in by_axes.items():
-        part = torch.stack(squares).sum().to(device)
-        own += part
-        for group in groups:
-            dist.all_reduce(part, group=group)
-        total += part
-    if pp_group is not None:
-        dist.all_reduce(total, group=pp_group)
-    return total.sqrt().float(), own.sqrt().float()
-
-
-def _shards(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """This rank's shards of the gradients there are."""
-    grads = (p.grad for p in parameters if p.grad is not None)
-    return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
-
-
-def _squared_norm(grad: Tensor) -> Tensor:
-    dtype = torch.float64 if grad.device.type == "cpu" else torch.float32
-    return torch.linalg.vector_norm(grad, dtype=dtype).square()
+        if parameter.grad is not None:
+            squares.add(parameter.grad)
+    return squares.root(device, pp_group)
 
 
 @torch.no_grad()
 def clip_grads(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> None:
     """Scale all gradients so that their global norm, given as `norm`, is at most max_norm."""
-    grads = _shards(parameters)
+    grads = [local(p.grad) for p in parameters if p.grad is not None]
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     # With CPU offload the gradients are in host memory.
     torch._foreach_mul_(grads, factor.to(grads[0].device))

@@ -5,7 +5,7 @@ one flat dict: a checkpoint does not know how the model was split. Of a tied wei
 hold, see `parallel.tied`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +13,12 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
 )
 
-from titan_recipes.trainer.parallel.tied import own_state, stored_name
+from titan_recipes.trainer.optim.groups import trained_parameters
+from titan_recipes.trainer.parallel.tied import stored_name
+from titan_recipes.trainer.quantize import stored
 
-_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 _TRAINED = StateDictOptions(ignore_frozen_params=True)
 
 
@@ -31,7 +30,7 @@ def model_state(parts: Sequence[nn.Module]) -> dict[str, Any]:
     return {
         name: value
         for part in parts
-        for name, value in get_model_state_dict(part, options=_TRAINED).items()
+        for name, value in stored(get_model_state_dict(part, options=_TRAINED)).items()
     }
 
 
@@ -54,12 +53,17 @@ def _trained_names(part: nn.Module) -> set[str]:
 def optimizer_state(
     parts: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, Any]:
-    """Flat state of all parts' optimizers; a fresh one takes a step with zero gradients for it."""
-    return {
-        stored_name(part, name): value
-        for part, optimizer in zip(parts, optimizers, strict=True)
-        for name, value in get_optimizer_state_dict(part, optimizer, options=_FLAT).items()
-    }
+    """state.<parameter>.<entry> -> the optimizers' own tensors, of all parts.
+
+    A fresh optimizer takes a step with zero gradients for it. Options such as weight decay are no
+    state: they are the job's.
+    """
+    state: dict[str, Any] = {}
+    for part, optimizer in zip(parts, optimizers, strict=True):
+        if not optimizer.state:
+            _make_state(optimizer)
+        state |= {stored_name(part, name): value for name, value in _entries(part, optimizer)}
+    return state
 
 
 def load_optimizer_state(
@@ -67,12 +71,36 @@ def load_optimizer_state(
     optimizers: Sequence[torch.optim.Optimizer],
     state: dict[str, Any],
 ) -> None:
-    """Give a loaded flat state to the optimizers; options such as weight decay stay the job's."""
+    """Give a state of `optimizer_state` that was loaded in place to the optimizers.
+
+    All have it already but the second copy of a tied weight, which is loaded under one name.
+    """
     for part, optimizer in zip(parts, optimizers, strict=True):
-        options = [dict(group) for group in optimizer.param_groups]
-        set_optimizer_state_dict(part, optimizer, own_state(part, state), options=_FLAT)
-        for group, own in zip(optimizer.param_groups, options, strict=True):
-            group.update({key: own[key] for key in own if key != "params"})
+        for name, value in _entries(part, optimizer):
+            loaded = state[stored_name(part, name)]
+            if loaded is not value:
+                value.copy_(loaded)
+
+
+def _entries(
+    part: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for parameter_name, parameter in trained_parameters(part):
+        for entry, value in optimizer.state[parameter].items():
+            yield f"state.{parameter_name}.{entry}", value
+
+
+def _make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer make its state: a step that changes no parameter."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -9,13 +9,11 @@ summed over passes and ranks: the same numbers however the batch is split.
 
 import contextlib
 import gc
-import math
 from collections.abc import Generator
 from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from titan_recipes.config.job import Job
@@ -24,6 +22,7 @@ from titan_recipes.config.lora import uses_lora
 from titan_recipes.errors import NumericsError
 from titan_recipes.trainer.build import build_model_parts, introduction
 from titan_recipes.trainer.checkpoint.store import Checkpointer
+from titan_recipes.trainer.compiled import Compilations
 from titan_recipes.trainer.data.loader import (
     Batch,
     TrainingData,
@@ -31,11 +30,18 @@ from titan_recipes.trainer.data.loader import (
     open_validation_data,
 )
 from titan_recipes.trainer.data.prepare import Prepared
+from titan_recipes.trainer.data.read_ahead import ReadAhead, read_ahead
 from titan_recipes.trainer.expert_load import ExpertLoad
+from titan_recipes.trainer.figures import StepFigures
 from titan_recipes.trainer.hf.convert import export_last
-from titan_recipes.trainer.loss import IGNORED, build_loss
-from titan_recipes.trainer.metrics import MetricsLog, RankEvents, StepTimer, device_peak, memory_gib
-from titan_recipes.trainer.numerics import FiniteCheck, OnItsWay, set_determinism
+from titan_recipes.trainer.loss import IGNORED
+from titan_recipes.trainer.metrics import MetricsLog, RankEvents, StepTimer, device_peak
+from titan_recipes.trainer.numerics import (
+    FiniteCheck,
+    attention_kernels,
+    set_determinism,
+)
+from titan_recipes.trainer.optim.in_backward import StepInBackward
 from titan_recipes.trainer.optimizer import (
     build_optimizer,
     clip_grads,
@@ -44,11 +50,11 @@ from titan_recipes.trainer.optimizer import (
     set_lr,
     step_if_finite,
 )
-from titan_recipes.trainer.parallel.apply import DTYPES
 from titan_recipes.trainer.parallel.mesh import World, tighten_timeouts
 from titan_recipes.trainer.parallel.sequence_split import sequence_split, take_part
 from titan_recipes.trainer.parallel.tied import counted_parameters
 from titan_recipes.trainer.profiling import profiled
+from titan_recipes.trainer.quantize import precompute_scales
 from titan_recipes.trainer.state import (
     base_state,
     load_optimizer_state,
@@ -82,18 +88,24 @@ class Trainer:
         self.parameters = [p for part in self.model_parts for p in part.parameters()]
         self.counted = counted_parameters(self.model_parts)
         self.optimizers = [build_optimizer(part, job.optimizer) for part in self.model_parts]
+        self.in_backward = (
+            StepInBackward(self.optimizers, world.device)
+            if job.optimizer.early_step_in_backward
+            else None
+        )
         coeff = job.model.moe.load_balance_coeff if job.model.moe else 0.0
         self.expert_load = ExpertLoad(self.model_parts, world, coeff)
-        self.finite_check = FiniteCheck(world, log=self.say)
-        self.unsettled: tuple[int, float, OnItsWay] | None = None
-        self.loss_fn = build_loss(job, world)
+        can_skip = self.in_backward is None
+        self.finite_check = FiniteCheck(world, log=self.say, can_skip=can_skip)
         self.pipeline = None
         if world.pp_mesh is not None:
             from titan_recipes.trainer.parallel.pipeline import Pipeline
 
-            self.pipeline = Pipeline(self.model_parts, job, world, self.loss_fn)
+            self.pipeline = Pipeline(self.model_parts, job, world)
         mine: dict[str, Any] = {"dp_rank": world.dp_rank, "dp_degree": job.dp_degree}
-        self.data = data or open_training_data(job, **mine, prepared=prepared)
+        self.data = data or read_ahead(
+            open_training_data(job, **mine, prepared=prepared), job, world.device
+        )
         self.validation_data = (
             open_validation_data(job, **mine, prepared=prepared) if job.validation.enable else ()
         )
@@ -108,6 +120,8 @@ class Trainer:
             else None
         )
         self.stop = StopSignal(layout.stop, world)
+        self.compilations = Compilations(job)
+        self.attention_kernels = attention_kernels(world.device)
         self.metrics = MetricsLog(
             job.metrics,
             layout,
@@ -119,6 +133,14 @@ class Trainer:
             world_size=world.size,
             flops_per_token=job.derived.flops_per_token,
             peak_tflops=device_peak(world.device, job.training.mixed_precision_param, self.say),
+        )
+        self.figures = StepFigures(
+            job,
+            world,
+            metrics=self.metrics,
+            events=events,
+            timer=self.timer,
+            finite_check=self.finite_check,
         )
 
     def say(self, line: str) -> None:
@@ -156,6 +178,7 @@ class Trainer:
                 if self.stop.poll():
                     break
                 self.train_step()
+                self.tell_compiled(first_step)
                 if self.step == first_step and self.world.mesh is not None:
                     tighten_timeouts(job.comm.train_timeout_seconds, self.world)
                 profile_step()
@@ -180,47 +203,36 @@ class Trainer:
         self.expert_load.begin_step(num_tokens)
 
         local_loss = torch.zeros((), device=self.world.device)
-        for batch in batches:
-            local_loss += self.forward_backward_step(batch, num_tokens)
+        with self.attention_kernels():
+            for batch in batches:
+                local_loss += self.forward_backward_step(batch, num_tokens)
         if self.pipeline is not None:
             self.pipeline.sum_tied_gradients()
-        grad_norm, local_norm = global_grad_norm(self.counted, self.world.device, self.pp_group)
+        if self.in_backward is not None:
+            grad_norm, local_norm = self.in_backward.take_norm()
+        else:
+            grad_norm, local_norm = global_grad_norm(
+                self.counted, self.world.device, self.world.pp_group
+            )
         loss = self.world.sum_over(local_loss, "dp", "cp", "pp")
         finite = loss.isfinite() & grad_norm.isfinite()
         if job.training.max_norm > 0:
             clip_grads(self.parameters, grad_norm, job.training.max_norm)
-        step_if_finite(self.optimizers, finite)
+        if self.in_backward is None:
+            step_if_finite(self.optimizers, finite)
+        precompute_scales(self.model_parts, job)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        figures = OnItsWay(
+        self.figures.note(
+            self.step,
+            lr,
+            log=self.is_due(job.metrics.log_freq) or self.step == 1,
             loss=loss,
             grad_norm=grad_norm,
             local_loss=local_loss,
             local_norm=local_norm,
             **self.expert_load.end_step(update=finite),
         )
-        # The device goes on with the next step while those of this one arrive.
-        self.settle()
-        self.unsettled = (self.step, lr, figures)
-        if self.is_due(job.metrics.log_freq) or self.step == 1:
-            self.settle(log=True)
-
-    def settle(self, *, log: bool = False) -> None:
-        """Take note of the step whose figures are on their way, if there is one.
-
-        log: write it down; a step that is not finite is written down in any case.
-        """
-        if self.unsettled is None:
-            return
-        (step, lr, on_its_way), self.unsettled = self.unsettled, None
-        figures = on_its_way.read()
-        local = {name: figures.pop(name) for name in ("local_loss", "local_norm")}
-        finite = math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
-        if finite:
-            self.timer.add_tokens(self.job.derived.tokens_per_step)
-        if log or not finite:
-            self.log(step, lr=lr, **figures)
-        self.finite_check.note(step, finite=finite, **local)
 
     def forward_backward_step(self, batch: Batch, num_tokens: Tensor) -> Tensor:
         """Forward and backward of one pass; returns this rank's share of the step's mean loss."""
@@ -231,25 +243,15 @@ class Trainer:
         return loss.detach()
 
     def summed_loss(self, batch: Batch) -> Tensor:
-        """The loss over this rank's tokens of a batch, summed. Frees the logits on return: at a
-        large vocabulary they are the biggest tensor."""
+        """The loss over this rank's tokens of a batch, summed."""
         batch = self.on_device(batch)
         if self.pipeline is not None:
             return self.pipeline.evaluate(batch)
-        with self.autocast():
-            logits_BSV = self.model_parts[0](batch.tokens_BS, batch.documents_BS)
-        return self.loss_fn(logits_BSV, batch.labels_BS)
+        return self.model_parts[0](batch.tokens_BS, batch.documents_BS, batch.labels_BS)
 
     def on_device(self, batch: Batch) -> Batch:
         """This rank's part of a batch's tokens, on its device."""
         return take_part(batch, self.sequence_split).to(self.world.device)
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bf16 compute for a single process; under FSDP the sharding's own policy casts."""
-        dtype = DTYPES[self.job.training.mixed_precision_param]
-        if self.world.mesh is not None or dtype == DTYPES[self.job.training.dtype]:
-            return contextlib.nullcontext()
-        return torch.autocast(self.world.device.type, dtype=dtype)
 
     def count_tokens(self, batches: list[Batch]) -> Tensor:
         """Tokens of this step whose label counts, over all ranks, as a scalar on the device."""
@@ -258,42 +260,30 @@ class Trainer:
         total = total.to(self.world.device, non_blocking=True)
         return self.world.sum_over(total, "dp").float()
 
-    @property
-    def pp_group(self) -> dist.ProcessGroup | None:
-        """The ranks that hold the other stages of this rank's copy; None without a pipeline."""
-        return self.world.pp_mesh.get_group() if self.world.pp_mesh is not None else None
-
-    def log(self, step: int, *, loss: float, grad_norm: float, lr: float, **more: float) -> None:
-        """Write down one step: the global mean loss per token, the norm before clipping."""
-        throughput = self.timer.read()
-        self.metrics.log(
-            step,
-            loss=loss,
-            grad_norm=grad_norm,
-            lr=lr,
-            tokens_per_second=throughput.tokens_per_second,
-            mfu=throughput.mfu,
-            memory_gib=memory_gib(self.world.device),
-            **more,
-        )
-        self.events.write("step", step=step, loss=loss, grad_norm=grad_norm)
-
     @torch.no_grad()
     def validate(self) -> None:
         """Mean loss per token over the validation data, into validation.jsonl."""
-        self.settle()
+        self.figures.settle()
         for part in self.model_parts:
             part.eval()
         loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
         num_tokens = loss.clone()
         for batch in self.validation_data:
-            loss += self.summed_loss(batch)
+            with self.attention_kernels():
+                loss += self.summed_loss(batch)
             num_tokens += (batch.labels_BS != IGNORED).sum()
         loss = self.world.sum_over(loss, "dp", "cp", "pp")
         num_tokens = self.world.sum_over(num_tokens, "dp")
         for part in self.model_parts:
             part.train()
         self.metrics.log_validation(self.step, loss=(loss / num_tokens).item())
+        self.compilations.new()  # without gradients graphs are others
+
+    def tell_compiled(self, first_step: int) -> None:
+        """Say what torch.compile made in this step: nothing, after the first, or time is lost."""
+        if graphs := self.compilations.new():
+            why = "" if self.step == first_step else "; TORCH_LOGS=recompiles tells why"
+            self.say(f"step {self.step}: torch.compile made {graphs} graphs{why}")
 
     def collect_garbage(self) -> None:
         """Collect at the same step on all ranks, so that no rank makes the others wait."""
@@ -331,7 +321,7 @@ class Trainer:
 
     def save(self, *, model_only: bool = False) -> None:
         """Save a checkpoint of the current step, if checkpoints are on."""
-        self.settle()
+        self.figures.settle()
         if self.checkpointer is None:
             return
         with self.timer.paused():
@@ -348,6 +338,7 @@ class Trainer:
             state = self.state()
             loaded = self.checkpointer.load(state, initial=not has_base) or 0
             self.restore(state, loaded)
+        precompute_scales(self.model_parts, self.job)
         self.metrics.truncate_after(self.step)
 
     def restore(self, state: dict[str, Any], loaded: int) -> None:
@@ -396,5 +387,7 @@ class Trainer:
         """Finish the save under way and write out what is buffered."""
         if self.checkpointer is not None:
             self.checkpointer.close()
+        if isinstance(self.data, ReadAhead):
+            self.data.close()
         self.metrics.close()
         gc.enable()

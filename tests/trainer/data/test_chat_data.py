@@ -208,15 +208,17 @@ def test_validation_reads_conversations_in_windows_of_its_own(job: Job, tmp_path
 
 
 def test_loss_of_packed_conversations_is_that_of_each_alone(job: Job) -> None:
-    from titan_recipes.trainer.loss import summed_cross_entropy
+    from titan_recipes.trainer.loss import HeadLoss
     from titan_recipes.trainer.model.decoder import Decoder
     from titan_recipes.trainer.model.init import init_weights
 
     model = Decoder(job.model, SEQ_LEN)
     init_weights(model, seed=0)
+    assert model.output is not None
+    model.output.loss = HeadLoss()
 
     def summed_loss(batch: Batch) -> torch.Tensor:
-        return summed_cross_entropy(model(batch.tokens_BS, batch.documents_BS), batch.labels_BS)
+        return model(batch.tokens_BS, batch.documents_BS, batch.labels_BS)
 
     data = open_training_data(job, dp_rank=0, dp_degree=1)
     num_batches = _shards(job).num_samples(SEQ_LEN) // 2

@@ -48,6 +48,7 @@ from titan_recipes.config.schema.training import (
     Lora,
     LRScheduler,
     Optimizer,
+    ParameterGroup,
     Training,
     Validation,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "NonNegativeFloat",
     "Optimizer",
     "Parallelism",
+    "ParameterGroup",
     "Plan",
     "Positive",
     "PositiveFloat",

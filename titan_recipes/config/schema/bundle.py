@@ -4,6 +4,7 @@ from typing import Literal
 
 from titan_recipes.config.schema.fields import (
     MinusOneOrPositive,
+    NonNegative,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -97,6 +98,8 @@ class Data:
     """Visit samples in a permutation seeded by debug.seed; false = in the order they are stored."""
     streaming: bool = False
     """Tokenize a hub dataset on the fly instead of preparing shards; resumes at equal dp only."""
+    read_ahead: NonNegative = 2
+    """Batches that a thread has read before the step asks; 0 = they are read in the step."""
     cache_dir: str = ""
     """Where token shards are kept; "" = $TITAN_RECIPES_CACHE, else ~/.cache/titan-recipes."""
     num_proc: MinusOneOrPositive = -1

@@ -71,6 +71,11 @@ class ActivationCheckpoint:
     """"op" = all but the costly ops; a number n = every n-th block in full."""
     per_op_sac_force_recompute_mm_shapes_by_fqns: tuple[str, ...] = ("moe.router.gate",)
     """Linears recomputed under "op" whatever they cost, by name."""
+    save_ops: tuple[str, ...] = ()
+    """Operators kept under "op" (ours), such as "aten.mm"; () = every second matmul, attention and
+    collectives."""
+    enable_offload: bool = False
+    """What backward needs of a block waits in host memory (ours), in any mode."""
     early_stop: bool = False
     """Stop recomputing a block once all that backward needs is there."""
     memory_budget: Fraction = 0.5
@@ -95,42 +100,49 @@ class Compile:
     """What is compiled."""
     backend: str = "inductor"
     """torch.compile's backend."""
+    cache_dir: str = ""
+    """Where compiled code is kept from run to run (ours); "" = titan-recipes/compile in the user's
+    cache."""
 
 
 @section
 class Float8Linear:
     """[quantize.linear.float8]."""
 
-    enable_fsdp_float8_all_gather: bool = False
-    """Gather parameters in float8 (tensorwise)."""
-    precompute_float8_dynamic_scale_for_fsdp: bool = False
-    """One all-reduce for all scales after each step."""
+    enable_fsdp_float8_all_gather: bool = True
+    """Have FSDP gather converted weights in float8, half of bfloat16's bytes; tensorwise only."""
+    precompute_float8_dynamic_scale_for_fsdp: bool = True
+    """One all-reduce for the scales of all gathered weights, after each step."""
     recipe_name: Literal["", "tensorwise", "rowwise", "rowwise_with_gw_hp"] = ""
-    """Scaling recipe; "" = tensorwise with the options above."""
+    """Scaling recipe; "" = tensorwise. rowwise: a scale for each row and column, closer and slower;
+    rowwise_with_gw_hp: the same, with weight gradients in mixed_precision_param."""
     filter_fqns: tuple[str, ...] = ()
-    """Linears left as they are, by part of their name."""
+    """Linears left as they are, by part of their name; `output` and routers always are."""
+    skip_small: bool = True
+    """Ours: leave linears as they are whose products are too small to gain (torchao's table)."""
     emulate: bool = False
     """Compute in float32 what float8 would give (GPUs without it, CPU)."""
 
 
 @section
 class MXLinear:
-    """[quantize.linear.mx]."""
+    """[quantize.linear.mx]: microscaled float8, blocks of 32 numbers with a scale each."""
 
     mxfp8_dim1_cast_kernel_choice: Literal["triton", "cuda", "torch"] = "triton"
     """Kernel of the cast along dim 1."""
-    recipe_name: str = "mxfp8_cublas"
-    """Scaling recipe."""
+    recipe_name: Literal["mxfp8_cublas", "mxfp8_cublas_rceil", "mxfp8_emulated"] = "mxfp8_cublas"
+    """mxfp8_cublas rounds scales down, _rceil up (no overflow); _emulated: any device, slowly."""
     filter_fqns: tuple[str, ...] = ("output",)
-    """Linears left as they are, by part of their name."""
+    """Linears left as they are, by part of their name; `output` and routers always are."""
 
 
 @section
 class Float8GroupedMM:
-    """[quantize.grouped_mm.float8]."""
+    """[quantize.grouped_mm.float8]: experts' products in float8 (rowwise), with "float8" in
+    model.converters; their weight gradients stay in mixed_precision_param."""
 
     fqns: tuple[str, ...] = ()
-    """Expert modules converted, by part of their name."""
+    """Expert modules converted, by part of their name; "experts" = all."""
 
 
 @section

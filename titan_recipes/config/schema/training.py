@@ -16,14 +16,28 @@ from titan_recipes.config.schema.fields import (
 )
 
 Beta = Annotated[float, Bounds(ge=0, lt=1)]
+MinusOneOrDecay = Annotated[float, Bounds(ge=0, or_minus_one=True)]
+
+
+@section
+class ParameterGroup:
+    """[[optimizer.groups]] (ours): parameters with settings of their own."""
+
+    pattern: str
+    """A regular expression found anywhere in a parameter's name, "layers.0.ffn_norm.weight"."""
+    weight_decay: MinusOneOrDecay = -1.0
+    """Their weight decay; -1 = optimizer.weight_decay."""
+    lr_scale: PositiveFloat = 1.0
+    """Their learning rate, as a share of the schedule's."""
 
 
 @section
 class Optimizer:
     """[optimizer]."""
 
-    name: Literal["Adam", "AdamW"] = "AdamW"
-    """AdamW decouples weight decay from the gradient; Adam adds it to the gradient."""
+    name: Literal["Adam", "AdamW", "Muon"] = "AdamW"
+    """AdamW decouples weight decay from the gradient; Adam adds it to the gradient. "Muon" (ours):
+    orthogonalized momentum for the blocks' matrices, AdamW for all else."""
     lr: PositiveFloat = 8e-4
     """Peak learning rate."""
     beta1: Beta = 0.9
@@ -33,11 +47,21 @@ class Optimizer:
     eps: PositiveFloat = 1e-8
     """Added to the root of the second moment."""
     weight_decay: NonNegativeFloat = 0.1
-    """Weight decay, for every parameter."""
+    """Weight decay, for every parameter that is in no group with its own."""
     implementation: Literal["for-loop", "foreach", "fused"] = "fused"
     """How the update is computed."""
     early_step_in_backward: bool = False
-    """Apply each parameter's update as soon as its gradient is there."""
+    """Apply each parameter's update as soon as its gradient is there, and free the gradient."""
+    muon_momentum: Beta = 0.95
+    """Decay of Muon's momentum (ours)."""
+    state_dtype: Literal["parameter", "bfloat16", "8bit"] = "parameter"
+    """How Adam and AdamW keep their moments (ours): as the parameters, in bfloat16, or in 8 bits
+    with a scale for each 256. The arithmetic is float32 in all but the first."""
+    enable_cpu_offload: bool = False
+    """Keep the moments of Adam and AdamW in host memory and update there (ours); parameters and
+    gradients stay on the device."""
+    groups: tuple[ParameterGroup, ...] = ()
+    """Parameters with settings of their own (ours); the first group that matches a name has it."""
 
 
 @section
@@ -98,6 +122,12 @@ class Training:
     """Type that parameters are cast to for compute."""
     mixed_precision_reduce: Literal["float32"] = "float32"
     """Type that gradients are reduced in."""
+    loss_chunk_tokens: Annotated[int, Bounds(ge=-1)] = -1
+    """Tokens whose logits exist at once (ours): -1 = as many as take 512 MiB, 0 = all."""
+    loss_kernel: Literal["torch", "liger"] = "torch"
+    """What computes the loss (ours); "liger" = liger-kernel, where installed, on CUDA."""
+    z_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the squared log-sum of each token's logits in the training loss (ours)."""
     gc_freq: Positive = 50
     """Steps from one garbage collection to the next; Python's own is off."""
     gc_debug: bool = False

@@ -275,6 +275,8 @@ class Checkpointer:
         problems = self._gather(_mismatches(target, known))
         if problems:
             shown = "\n  ".join(sorted(set(problems))[:8])
+            if any(problem.startswith("optimizer.") for problem in problems):
+                shown += '\nto go on without: checkpoint.exclude_from_loading = ["optimizer"]'
             raise CheckpointError(f"{stored.path} doesn't fit this job:\n  {shown}")
         try:
             reader = FileSystemReader(stored.path)

@@ -47,6 +47,13 @@ class Batch:
             documents_BS,
         )
 
+    def pinned(self) -> "Batch":
+        """The batch in page-locked memory."""
+        documents_BS = self.documents_BS
+        if documents_BS is not None:
+            documents_BS = documents_BS.pin_memory()
+        return Batch(self.tokens_BS.pin_memory(), self.labels_BS.pin_memory(), documents_BS)
+
 
 class TrainingData(Protocol):
     """What the trainer reads from."""

@@ -10,13 +10,13 @@ Shapes: B batch, S sequence, D model, H rotated part of a head, V vocabulary.
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from titan_recipes.config.flavor import is_moe_layer
 from titan_recipes.config.schema import Model
 from titan_recipes.trainer.model.attention import build_attention
 from titan_recipes.trainer.model.feed_forward import FeedForward
+from titan_recipes.trainer.model.head import Head
 from titan_recipes.trainer.model.moe import Moe
 from titan_recipes.trainer.model.norm import build_norm
 from titan_recipes.trainer.model.rope import Rope
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
 
     tok_embeddings: nn.Embedding | None
     norm: nn.Module | None
-    output: nn.Linear | None
+    output: Head | None
 
     def __init__(self, sizes: Model, seq_len: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         self.tok_embeddings = nn.Embedding(sizes.vocab_size, sizes.dim)
         self.layers = nn.ModuleDict({str(i): Block(sizes, i) for i in range(sizes.n_layers)})
         self.norm = build_norm(sizes, sizes.dim)
-        self.output = nn.Linear(sizes.dim, sizes.vocab_size, bias=False)
+        self.output = Head(sizes)
         self.rope = Rope(sizes, seq_len)
         self.tie()
 
@@ -102,8 +102,10 @@ class Decoder(nn.Module):
         masks = {w: core.mask(seq_len, documents_BS, x.device) for w, core in made.items()}
         return [masks[core.window] for core in cores]
 
-    def forward(self, x: Tensor, documents_BS: Tensor | None = None) -> Tensor:
-        """logits_BSV, or the hidden states h_BSD of a stage that is not the last.
+    def forward(
+        self, x: Tensor, documents_BS: Tensor | None = None, labels_BS: Tensor | None = None
+    ) -> Tensor:
+        """logits_BSV, with labels their loss, or the hidden states h_BSD of a stage not the last.
 
         x: token ids [B, S], or h_BSD on a stage that is not the first. documents_BS: document
         number of each token, which attends only inside its own; None = one document a row.
@@ -118,7 +120,4 @@ class Decoder(nn.Module):
             h_BSD = layer(h_BSD, self.rope(int(name)), mask)
         if self.norm is not None:
             h_BSD = self.norm(h_BSD)
-        if self.output is None:
-            return h_BSD
-        logits_BSV, cap = self.output(h_BSD), self.sizes.output_soft_cap
-        return cap * torch.tanh(logits_BSV / cap) if cap else logits_BSV
+        return h_BSD if self.output is None else self.output(h_BSD, labels_BS)

@@ -22,6 +22,14 @@ def grouped_mm(x_TI: Tensor, w_EOI: Tensor, ends_E: Tensor) -> Tensor:
     return looped_mm(x_TI, w_EOI, ends_E)
 
 
+def grouped_weight_grad(grad_TO: Tensor, x_TI: Tensor, ends_E: Tensor) -> Tensor:
+    """grad_EOI of `grouped_mm`: each matrix's from its own rows."""
+    is_aligned = all(size % 8 == 0 for size in (grad_TO.shape[1], x_TI.shape[1]))
+    if x_TI.dtype == grad_TO.dtype == torch.bfloat16 and is_aligned:
+        return F.grouped_mm(grad_TO.transpose(-2, -1), x_TI, offs=ends_E)
+    return looped_mm_weight_grad(grad_TO, x_TI, ends_E)
+
+
 def _slices(ends_E: Tensor) -> list[slice]:
     ends = ends_E.tolist()
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -66,6 +74,3 @@ def _backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor, Tensor, None]:
 
 
 looped_mm.register_autograd(_backward, setup_context=_keep)
-
-LOOPED_MM = torch.ops.titan_recipes.looped_mm.default
-"""As selective activation checkpointing meets it."""

@@ -75,6 +75,8 @@ class GroupedExperts(nn.Module):
         super().__init__()
         self.activation = sizes.activation
         self.local: nn.Module = nn.Identity()
+        self.grouped_mm = grouped_mm
+        """Conversion to float8 replaces it."""
         experts, hidden, dim = moe.num_experts, moe.ffn_dim, sizes.dim
         self.w1 = nn.Parameter(torch.empty(experts, hidden, dim))
         self.w2 = nn.Parameter(torch.empty(experts, dim, hidden))
@@ -92,13 +94,7 @@ class GroupedExperts(nn.Module):
 
     def product(self, x_TI: Tensor, w_EOI: Tensor, b_EO: Tensor | None, ends_E: Tensor) -> Tensor:
         """Each row times the matrix of its expert, plus its bias."""
-        w_EOI = self.local(w_EOI)
-        device = x_TI.device.type
-        if torch.is_autocast_enabled(device):
-            # Autocast does not know grouped products.
-            dtype = torch.get_autocast_dtype(device)
-            x_TI, w_EOI = x_TI.to(dtype), w_EOI.to(dtype)
-        out_TO = grouped_mm(x_TI, w_EOI, ends_E)
+        out_TO = self.grouped_mm(x_TI, self.local(w_EOI), ends_E)
         if b_EO is None:
             return out_TO
         bias_EO: Tensor = self.local(b_EO)

@@ -6,6 +6,7 @@ from titan_recipes.config.job import Job
 from titan_recipes.errors import ConfigError, Problem
 from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.parallel.activation_checkpoint import apply_activation_checkpoint
+from titan_recipes.trainer.parallel.activation_offload import offload_activations
 from titan_recipes.trainer.parallel.context_parallel import apply_context_parallel
 from titan_recipes.trainer.parallel.expert_parallel import (
     apply_expert_parallel,
@@ -14,6 +15,7 @@ from titan_recipes.trainer.parallel.expert_parallel import (
 )
 from titan_recipes.trainer.parallel.fsdp import apply_fsdp
 from titan_recipes.trainer.parallel.mesh import World
+from titan_recipes.trainer.parallel.precision import compute_in
 from titan_recipes.trainer.parallel.tensor_parallel import apply_tensor_parallel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,8 +24,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def parallelize(model: Decoder, job: Job, world: World) -> None:
     """Lay the job's parallelism over a model on the meta device, in place.
 
-    At world size 1 nothing is wrapped by FSDP. Raises ConfigError for an unknown compile backend.
+    At world size 1 nothing is wrapped by FSDP, which else casts for compute. Raises ConfigError for
+    an unknown compile backend.
     """
+    if world.fsdp_mesh is None:
+        compute_in(model, DTYPES[job.training.mixed_precision_param])
     apply_context_parallel(model, job, world)
     if world.tp_mesh is not None:
         apply_tensor_parallel(
@@ -46,6 +51,8 @@ def parallelize(model: Decoder, job: Job, world: World) -> None:
             # Tokens travel to experts outside of any graph.
             fullgraph = not (world.ep_mesh is not None and moe_layers(block))
             block.compile(backend=job.compile.backend, fullgraph=fullgraph)
+    if job.activation_checkpoint.enable_offload:
+        offload_activations(model)
     if world.fsdp_mesh is not None:
         reshard = job.parallelism.fsdp_reshard_after_forward
         if reshard == "default" and job.derived.pp > 1:

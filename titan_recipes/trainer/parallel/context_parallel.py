@@ -192,10 +192,6 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
 causal_attention.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
-CONTEXT_PARALLEL_ATTENTION = torch.ops.titan_recipes.context_parallel_attention.default
-"""As selective activation checkpointing meets it."""
-
-
 # --- how keys travel ------------------------------------------------------------------------------
 
 

@@ -66,6 +66,11 @@ class World:
         return self._axis(self.mesh, "pp")
 
     @property
+    def pp_group(self) -> dist.ProcessGroup | None:
+        """The ranks that hold the other stages of this rank's copy; None without a pipeline."""
+        return self.pp_mesh.get_group() if self.pp_mesh is not None else None
+
+    @property
     def cp_mesh(self) -> DeviceMesh | None:
         """The ranks that split each sequence; None at degree 1."""
         return self._axis(self.data_mesh, "cp")

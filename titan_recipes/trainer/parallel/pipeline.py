@@ -75,20 +75,11 @@ def _stage_module(model: Decoder, names: tuple[str, ...]) -> Decoder:
 
 
 class Pipeline:
-    """Runs batches through the stages of all ranks.
+    """Runs batches through the stages of all ranks; what leaves the last is the loss."""
 
-    loss_fn(logits_BSV, labels_BS) -> the loss summed over a microbatch's tokens.
-    """
-
-    def __init__(
-        self,
-        parts: list[Decoder],
-        job: Job,
-        world: World,
-        loss_fn: Callable[[Tensor, Tensor], Tensor],
-    ) -> None:
+    def __init__(self, parts: list[Decoder], job: Job, world: World) -> None:
         assert world.pp_mesh is not None
-        self._parts, self._device, self._loss_fn = parts, world.device, loss_fn
+        self._parts, self._device = parts, world.device
         self._num_tokens = torch.ones((), device=world.device)
         stages, of_ranks = num_stages(job), _stages_of_ranks(job)
         first, last = (
@@ -143,17 +134,18 @@ class Pipeline:
         losses: list[Tensor] = []
         options: dict[str, Any] = {}
         if self._has_last:
-            options = {"target": batch.labels_BS, "losses": losses}
+            # torch calls the labels targets, which go to the loss; here they go into the model.
+            labels_BS = batch.labels_BS
+            options = {"target": labels_BS, "losses": losses, "labels_BS": labels_BS}
         if batch.documents_BS is not None:
             options["documents_BS"] = batch.documents_BS
-        # Outputs would be the logits of all microbatches, merged.
         step(*inputs, return_outputs=False, **options)
         if not self._has_last:
             return torch.zeros((), device=self._device)
         return torch.stack([loss.detach() for loss in losses]).sum()
 
-    def _microbatch_loss(self, logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
-        return self._loss_fn(logits_BSV, labels_BS) / self._num_tokens
+    def _microbatch_loss(self, summed_loss: Tensor, labels_BS: Tensor) -> Tensor:
+        return summed_loss / self._num_tokens
 
     @contextlib.contextmanager
     def _forward_only(self) -> Generator[None]:
@@ -201,9 +193,8 @@ def _shapes(part: Decoder, job: Job) -> dict[str, Any]:
     tokens_BS = torch.empty((rows, length), dtype=torch.int64, device="meta")
     # Between blocks tensor parallelism splits the sequence once more.
     h_BSD = like(rows, length // job.derived.tp, part.sizes.dim)
-    # What leaves the last stage goes nowhere, so it does not matter who holds which part of it.
-    logits_BSV = like(rows, length, part.sizes.vocab_size)
+    loss = torch.empty((), device="meta", requires_grad=True)
     return {
         "input_args": tokens_BS if part.tok_embeddings is not None else h_BSD,
-        "output_args": logits_BSV if part.output is not None else h_BSD,
+        "output_args": loss if part.output is not None else h_BSD,
     }

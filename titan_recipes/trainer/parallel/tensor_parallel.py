@@ -83,7 +83,8 @@ def apply_tensor_parallel(
         return ScatterSum.apply(out, ranks, group)
 
     def gather_logits(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        return GatherVocabulary.apply(out, ranks, rank, group)
+        is_loss = out.dim() == 0
+        return out if is_loss else GatherVocabulary.apply(out, ranks, rank, group)
 
     split = (GroupedQueryAttention, MultiHeadLatentAttention, FeedForward)
     for name, module in list(model.named_modules()):

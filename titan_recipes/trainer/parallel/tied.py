@@ -8,7 +8,6 @@ pipeline; the weight itself a tied model saves under both names at any layout.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -83,17 +82,3 @@ def _local(grad: Tensor) -> Tensor:
 def stored_name(part: nn.Module, name: str) -> str:
     """What a checkpoint calls an entry of a part's flat optimizer state."""
     return name.replace(_COPY, _WEIGHT) if has_copy(part) else name
-
-
-def own_state(part: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-    """A loaded state by the names of a part.
-
-    A copy gets tensors of its own, since an optimizer keeps and updates those that it is given.
-    """
-    if not has_copy(part):
-        return state
-    return state | {
-        name.replace(_WEIGHT, _COPY): value.clone() if isinstance(value, Tensor) else value
-        for name, value in state.items()
-        if _WEIGHT in name
-    }

@@ -20,6 +20,7 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from titan_recipes.trainer.quantize import own_memory
 from titan_recipes.trainer.simulate.fake_world import patched
 
 PARAMETERS = "parameters"
@@ -174,9 +175,7 @@ class MemoryTracker(TorchDispatchMode):
 
     def _label(self, tensors: Iterable[Any], category: str) -> None:
         for tensor in tensors:
-            while isinstance(tensor, DTensor):
-                tensor = tensor.to_local()
-            record = self._follow(tensor) if isinstance(tensor, Tensor) else None
+            record = self._follow(own_memory(tensor)) if isinstance(tensor, Tensor) else None
             # The trainer's state stays what it is, whatever passes through it.
             if record is not None and record.category not in STATE:
                 record.category = category
