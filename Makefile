@@ -29,9 +29,16 @@ tests: .venv/.installed
 parity: .venv/.installed
 	PARITY_REPORT=$(CURDIR)/benchmarks/results/parity.md $(BIN)/pytest -m parity -s tests/trainer/test_parity.py
 
-bench: .venv/.installed
+bench: .venv/.installed benchmarks/.peers/.installed
 	$(BIN)/python benchmarks/launcher_speed.py --write benchmarks/results/launcher_speed.json
 	$(BIN)/python benchmarks/trainer_overhead.py --write benchmarks/results/trainer_overhead.json
+	$(BIN)/python benchmarks/step_breakdown.py --write benchmarks/results/step_breakdown_cpu.json
+	$(BIN)/python benchmarks/versus.py --write benchmarks/results/versus_cpu.json
+
+benchmarks/.peers/.installed: benchmarks/peers.txt .venv/.installed
+	rm -rf benchmarks/.peers
+	$(BIN)/pip install --quiet --no-deps --target benchmarks/.peers -r benchmarks/peers.txt
+	@touch $@
 
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "installing the pinned packages into .venv, torch among them: 2 to 10 minutes, once"
