@@ -24,7 +24,7 @@ lint: .venv/.installed
 	$(BIN)/lint-imports
 
 tests: .venv/.installed
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 parity: .venv/.installed
 	PARITY_REPORT=$(CURDIR)/benchmarks/results/parity.md $(BIN)/pytest -m parity -s tests/trainer/test_parity.py

@@ -114,15 +114,20 @@ def serve(name: str, workload_json: str, folder: str, commands: int, answers: in
             synchronize(device)
             restart_peak(device)
             start, start_cpu = time.perf_counter(), time.process_time()
-            peer.train(command["steps"])
+            peaks: list[dict[str, float]] = []
+            for _ in range(command["steps"]):
+                peer.train(1)
+                # A step that is logged begins a new peak, at ours and at torchtitan's.
+                peaks.append(peak_gib(device))
             synchronize(device)
+            peaks.append(peak_gib(device))
             seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
             if isinstance(peer, Ours):
                 peer.read_log()
             answer = {
                 "seconds": seconds,
                 "cpu_seconds": cpu_seconds,
-                "peak_gib": peak_gib(device),
+                "peak_gib": {kind: max(peak[kind] for peak in peaks) for kind in peaks[0]},
                 "logged": peer.logged,
                 "patches": peer.patches,
                 "versions": peer.versions,

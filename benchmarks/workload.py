@@ -136,6 +136,9 @@ class RandomTokens:
         """Go on from a state."""
         self._position = state["position"]
 
+    def close(self) -> None:
+        """There is nothing to end."""
+
 
 def initial_weights(job: Job, device: torch.device) -> dict[str, Tensor]:
     """The weights that our trainer begins with, by Hugging Face's names, on `device`."""

@@ -47,3 +47,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     path.write_text("".join(inspect.getsource(m) for m in (argparse, inspect, typing, textwrap)))
     return path
+
+
+LONG = ("trainer", "cluster", "e2e")
+"""Folders whose files take a minute or more."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: at the end of a run on several processes none waits for one."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)

@@ -1,6 +1,7 @@
 """What backward needs of a block: recomputed, kept by operator, or waiting in host memory."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,7 @@ def test_each_mode_keeps_less_than_the_one_before(corpus: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")
 def test_compiler_keeps_to_the_memory_budget(corpus: Path) -> None:
     import torch._functorch.config as functorch
 
@@ -128,7 +130,15 @@ def test_activations_wait_in_host_memory_and_give_the_same_gradients(
         taken.append(tensor.numel() * tensor.element_size())
         return tensor
 
+    sent: list[Kept] = []
+    make = Kept.__init__
+
+    def made(kept: Kept, *args: Any) -> None:
+        make(kept, *args)
+        sent.append(kept)
+
     monkeypatch.setattr(Kept, "take", counted)
+    monkeypatch.setattr(Kept, "__init__", made)
     grads: list[list[Tensor]] = []
     for offload in (False, True):
         model = Decoder(job.model, 64)
@@ -141,12 +151,11 @@ def test_activations_wait_in_host_memory_and_give_the_same_gradients(
         grads.append([p.grad for p in model.parameters() if p.grad is not None])
         assert len(grads[-1]) == len(list(model.parameters()))
     torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=0)
-    inputs = 2 * 64 * job.model.dim * 4
-    if mode == "full":  # of each block its input; all else there is are rotary tables
-        assert taken.count(inputs) == job.model.n_layers
-        assert max(taken) == inputs
-    else:
+    if mode == "full":  # of each block its input
+        assert taken == [2 * 64 * job.model.dim * 4] * job.model.n_layers
+    else:  # what three or two products of a block share made the journey once
         assert len(taken) > 10 * job.model.n_layers
+        assert len(sent) < 0.8 * len(taken)
 
 
 def test_run_goes_on_with_activations_offloaded_as_if_they_were_not(

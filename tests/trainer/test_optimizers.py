@@ -337,3 +337,33 @@ def test_matrices_shared_by_copies_tensor_and_expert_parallel_ranks_equal_one_pr
     train_all(tmp_path, jobs)
     for name in layouts:
         assert difference(tmp_path / "alone", tmp_path / name) <= 2e-5, name
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_graphs_of_an_update_of_many_shapes_equal_the_eager_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On CUDA it is compiled, in one graph for each shape; torch's own limit is 8."""
+    import titan_recipes.trainer.optim.low_precision as low_precision
+
+    graphs = torch.compile(
+        low_precision._update, fullgraph=True, dynamic=False, backend="aot_eager"
+    )
+    monkeypatch.setattr(low_precision, "_update_compiled", graphs)
+    shapes = [(64 * n, 64) for n in range(1, 11)]
+    weights: list[list[torch.Tensor]] = []
+    for compiles in (False, True):
+        torch._dynamo.reset()
+        generator = torch.Generator().manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
+        options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+        optimizer = low_precision.LowPrecisionAdam(
+            parameters, is_adamw=True, eight_bits=True, **options
+        )
+        optimizer.compiles = compiles
+        for _ in range(2):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        weights.append([parameter.detach() for parameter in parameters])
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-5, atol=1e-6)

@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,16 @@ def test_batches_read_ahead_are_those_read_in_the_step(tmp_path: Path, corpus: P
     assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
 
 
+def test_processes_that_read_end_with_the_data(corpus: Path) -> None:
+    job = small_job(corpus, "training.dataloader={num_workers=1,persistent_workers=true}")
+    before = set(active_children())
+    data = ReadAhead(open_training_data(job, dp_rank=0, dp_degree=1), 2, pin=False)
+    data.next_batch()
+    (worker,) = set(active_children()) - before
+    data.close()
+    assert not worker.is_alive()
+
+
 def test_fault_of_data_read_ahead_is_told_where_it_is_waited_for() -> None:
     class Torn:
         def next_batch(self) -> Batch:
@@ -268,6 +279,8 @@ def test_fault_of_data_read_ahead_is_told_where_it_is_waited_for() -> None:
             return {}
 
         def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+        def close(self) -> None: ...
 
     with pytest.raises(DataError, match="shard 3: torn"):
         ReadAhead(Torn(), 2, pin=False).next_batch()

@@ -34,6 +34,10 @@ def test_fsdp2_on_two_ranks_equals_one_process(
     [
         ("activation_checkpoint.mode='full'", 0),
         ("activation_checkpoint.mode='selective'", 0),
+        (
+            "activation_checkpoint={mode='selective',selective_ac_option='op',save_ops=['aten.mm']}",
+            0,
+        ),
         ("optimizer.implementation='foreach'", 1e-6),
         ("optimizer.implementation='for-loop'", 1e-6),
         ("training.dataloader.num_workers=1", 0),
@@ -49,6 +53,25 @@ def test_options_that_keep_the_numbers_keep_them(
     for name in ("loss", "grad_norm"):
         expected = column(one_process, name)[:3]
         assert largest_difference(expected, column(tmp_path, name)[:3]) <= tolerance
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")
+def test_memory_budget_keeps_the_numbers(one_process: Path, tmp_path: Path, corpus: Path) -> None:
+    import torch._functorch.config as functorch
+
+    settings = (
+        "activation_checkpoint={mode='memory_budget',memory_budget=0.3}",
+        "compile={enable=true,backend='aot_eager_decomp_partition'}",
+        "training.steps=5",
+    )
+    with functorch.patch(activation_memory_budget=1.0):
+        train_here(tmp_path, small_job(corpus, *settings))
+        assert functorch.activation_memory_budget == 0.3
+    for name in ("loss", "grad_norm"):
+        expected = column(one_process, name)[:3]
+        assert largest_difference(expected, column(tmp_path, name)[:3]) <= 1e-5
 
 
 def test_selective_by_op_and_never_reshard_on_two_ranks_equal_one_process(

@@ -27,6 +27,10 @@ SIDE = {FLOAT8: 16, MX: 32}
 WITHOUT_FLOAT8 = ("a100", "a100-40gb", "a10g", "mi250x")
 """GPUs of `hardware.GPUS` that can't multiply float8: before compute capability 8.9, or CDNA 3."""
 
+WITHOUT_GROUPED = ("l40s", "l40", "l4", "mi300x")
+"""GPUs that multiply float8, but not grouped: torch's kernels are of capability 9.0 and 10.0, and
+of float8 as NVIDIA's GPUs have it."""
+
 BLACKWELL = ("b200",)
 """GPUs of `hardware.GPUS` with microscaled (mx) products."""
 
@@ -252,6 +256,9 @@ def _device_problems(config: Config, where_of: WhereOf) -> Iterator[Problem]:
         yield Problem(where_of(key), key, got, "keep one")
     if missing := device_problem(config, config.plan.gpu):
         yield Problem(where_of(key), key, *missing)
+    experts = "quantize.grouped_mm.float8.fqns"
+    if grouped_layers(config) and not is_emulated(config) and config.plan.gpu in WITHOUT_GROUPED:
+        yield Problem(where_of(experts), experts, *needs_grouped(f'plan.gpu = "{config.plan.gpu}"'))
     if config.quantize.grouped_mm.mx.fqns and kind == MX:
         key = "quantize.grouped_mm.mx.fqns"
         got = "grouped products in mx are not supported yet"
@@ -276,6 +283,11 @@ def needs_float8(found: str) -> tuple[str, str]:
         f'"float8" needs a GPU with float8 products (H100, L40S, B200, MI300X), but {found}',
         "leave it out, or set quantize.linear.float8.emulate = true to try its numbers, slowly",
     )
+
+
+def needs_grouped(found: str) -> tuple[str, str]:
+    """(got, cure) where experts' products are asked for in float8 of a device that has none."""
+    return f"grouped float8 products are of H100, H200 and B200, but {found}", "leave it out"
 
 
 def needs_blackwell(found: str) -> tuple[str, str]:

@@ -76,7 +76,9 @@ def step_if_finite(optimizers: Iterable[torch.optim.Optimizer], finite: Tensor) 
     """
     for optimizer in optimizers:
         if optimizer.param_groups[0].get("fused"):
-            optimizer.found_inf = finite.logical_not().float()  # pyright: ignore
+            # Where the parameters are: torch's own copy to the host would not be waited for.
+            device = optimizer.param_groups[0]["params"][0].device
+            optimizer.found_inf = finite.logical_not().float().to(device)  # pyright: ignore
             optimizer.step()
         elif finite.item():
             optimizer.step()
@@ -115,5 +117,6 @@ def clip_grads(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float
     """Scale all gradients so that their global norm, given as `norm`, is at most max_norm."""
     grads = [local(p.grad) for p in parameters if p.grad is not None]
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    # With CPU offload the gradients are in host memory.
-    torch._foreach_mul_(grads, factor.to(grads[0].device))
+    if grads:
+        # With CPU offload the gradients are in host memory.
+        torch._foreach_mul_(grads, factor.to(grads[0].device))

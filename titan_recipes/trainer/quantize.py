@@ -28,6 +28,7 @@ from titan_recipes.config.quantize import (
     is_emulated,
     needs_blackwell,
     needs_float8,
+    needs_grouped,
     precomputes_scales,
     recipe,
 )
@@ -35,6 +36,8 @@ from titan_recipes.errors import ConfigError, Problem
 from titan_recipes.trainer.model.moe import GroupedExperts
 
 BLACKWELL_CAPABILITY = (10, 0)
+GROUPED_CAPABILITIES = ((9, 0), (10, 0))
+"""Of torch's grouped float8 products (torch 2.13)."""
 
 
 def convert(model: nn.Module, job: Job, device: torch.device) -> None:
@@ -73,6 +76,10 @@ def check_device(job: Job, device: torch.device) -> None:
     least = (9, 4) if torch.version.hip else (8, 9)
     if converter(job) == FLOAT8 and found < least:
         raise ConfigError([Problem("job.toml", "model.converters", *needs_float8(name))])
+    is_grouped = converter(job) == FLOAT8 and grouped_layers(job)
+    if is_grouped and (torch.version.hip or found not in GROUPED_CAPABILITIES):
+        key = "quantize.grouped_mm.float8.fqns"
+        raise ConfigError([Problem("job.toml", key, *needs_grouped(name))])
     if converter(job) == MX and (torch.version.hip or found < BLACKWELL_CAPABILITY):
         raise ConfigError([Problem("job.toml", "model.converters", *needs_blackwell(name))])
 

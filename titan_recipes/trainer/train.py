@@ -30,7 +30,7 @@ from titan_recipes.trainer.data.loader import (
     open_validation_data,
 )
 from titan_recipes.trainer.data.prepare import Prepared
-from titan_recipes.trainer.data.read_ahead import ReadAhead, read_ahead
+from titan_recipes.trainer.data.read_ahead import read_ahead
 from titan_recipes.trainer.expert_load import ExpertLoad
 from titan_recipes.trainer.figures import StepFigures
 from titan_recipes.trainer.hf.convert import export_last
@@ -387,7 +387,6 @@ class Trainer:
         """Finish the save under way and write out what is buffered."""
         if self.checkpointer is not None:
             self.checkpointer.close()
-        if isinstance(self.data, ReadAhead):
-            self.data.close()
+        self.data.close()
         self.metrics.close()
         gc.enable()

@@ -6,7 +6,7 @@ grows by dp_degree * L. So the samples of a global batch are the same at any num
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,6 +70,10 @@ class TrainingData(Protocol):
         """Go on from a state. Raises ConfigError where it belongs to other data."""
         ...
 
+    def close(self) -> None:
+        """End the processes that read, if any; only `load_state_dict` begins again."""
+        ...
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Windows(Dataset[tuple[torch.Tensor, ...]]):
@@ -104,7 +108,7 @@ class _Windows(Dataset[tuple[torch.Tensor, ...]]):
 
 def _batches(
     windows: _Windows, starts: Iterable[int], options: DataLoaderOptions
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The micro-batches that begin at these sample indices."""
     workers: dict[str, Any] = {}
     if options.num_workers:
@@ -162,6 +166,9 @@ class ShardedData:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         refuse_other_data(self._identity, state)
         self._move(state["position"])
+
+    def close(self) -> None:
+        self._iterator.close()
 
 
 def refuse_other_data(expected: dict[str, Any], state: dict[str, Any]) -> None:

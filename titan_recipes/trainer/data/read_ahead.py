@@ -39,7 +39,7 @@ class ReadAhead:
             self._thread.start()
         found = self._queue.get()
         if isinstance(found, BaseException):
-            self.close()
+            self._end_thread()
             raise found
         batch, self._state = found
         return batch
@@ -57,12 +57,16 @@ class ReadAhead:
         return self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.close()
+        self._end_thread()
         self._data.load_state_dict(state)
         self._state = self._data.state_dict()
 
     def close(self) -> None:
-        """End the thread; the data is then ahead of `state_dict`."""
+        self._end_thread()
+        self._data.close()
+
+    def _end_thread(self) -> None:
+        """Afterwards the data is ahead of `state_dict`."""
         if self._thread is None:
             return
         self._closing.set()

@@ -111,6 +111,9 @@ class StreamedData:
         self._has_text = True  # even if the epoch ends right here
         self._documents = self._read()
 
+    def close(self) -> None:
+        pass
+
 
 def open_stream(job: Job, *, dp_rank: int, dp_degree: int) -> StreamedData:
     """The streamed training data of one rank. Raises ConfigError."""

@@ -29,6 +29,8 @@ FEWEST = 4096
 """Numbers of a parameter that is quantized at all, as in bitsandbytes."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MOST_SHAPES = 256
+"""Of a model's parameters on a rank; more would be a fault of this module."""
 
 
 class LowPrecisionAdam(torch.optim.Optimizer):
@@ -36,19 +38,24 @@ class LowPrecisionAdam(torch.optim.Optimizer):
 
     On CUDA each parameter's update is compiled, one graph for each shape, and fused to one kernel
     or two; in eager its float32 intermediates would take the memory that the state saves. On CPU it
-    runs in eager. As torch's fused kernels it looks at `found_inf` on the device: the host does not
-    wait.
+    runs in eager, unless `compiles`. As torch's fused kernels it looks at `found_inf` on the
+    device: the host does not wait.
     """
 
     def __init__(self, groups: Any, *, is_adamw: bool, eight_bits: bool, **options: Any) -> None:
         """options: lr, betas, eps, weight_decay."""
         super().__init__(groups, {**options, "fused": True})
-        self.is_adamw, self.eight_bits = is_adamw, eight_bits
+        self.is_adamw, self.eight_bits, self.compiles = is_adamw, eight_bits, False
         self._maps: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update what has a gradient; nothing where `found_inf` is 1."""
+        # torch gives up at 8 graphs of a function; here there is one for each shape.
+        with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
+            self._step()
+
+    def _step(self) -> None:
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
@@ -65,7 +72,7 @@ class LowPrecisionAdam(torch.optim.Optimizer):
                 first, second = (local(state[name]) for name in MOMENTS)
                 scales = [state.get(f"{name}_scale") for name in MOMENTS]
                 first_scale, second_scale = (s if s is None else local(s) for s in scales)
-                update = _update_compiled if shard.is_cuda else _update
+                update = _update_compiled if self.compiles or shard.is_cuda else _update
                 update(
                     shard,
                     grad,

@@ -3,7 +3,8 @@
 What a block keeps travels to pinned memory on a stream of its own while the next blocks compute,
 and back while the blocks after it have their backward: each tensor that backward asks for starts
 the journey of the one kept before it. Parameters stay, and what is too small to be worth it. Under
-checkpointing a block keeps its input only, so that both together need the least memory.
+checkpointing a block keeps its input only, so that both together need the least memory; without, in
+one process that computes in bfloat16, its weights' casts travel too.
 """
 
 import functools
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper
+from torch.utils._pytree import tree_leaves
 
 from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.quantize import own_memory
@@ -23,9 +25,13 @@ LEAST_BYTES = 2**20
 
 
 class Kept:
-    """One tensor that backward will ask for, in host memory. Autograd owns it."""
+    """One tensor that backward will ask for, in host memory. Autograd owns it.
+
+    users: how many operations kept it; the last to ask for it gives its memory on the device back.
+    """
 
     def __init__(self, tensor: Tensor, before: "weakref.ref[Kept] | None") -> None:
+        self.users = 0
         self._before, self._device = before, tensor.device
         self._back: Tensor | None = None
         self._host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
@@ -51,7 +57,10 @@ class Kept:
 
     def take(self) -> Tensor:
         """The tensor, for what comes next on the current stream; starts the one kept before."""
-        tensor, self._back = self.start(), None
+        tensor = self.start()
+        self.users -= 1
+        if self.users <= 0:
+            self._back = None
         if tensor.is_cuda:
             torch.cuda.current_stream().wait_stream(side_stream(self._device))
             tensor.record_stream(torch.cuda.current_stream())
@@ -76,14 +85,23 @@ class OffloadedBlock(ActivationWrapper):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's own forward."""
-        parameters = {_storage(parameter) for parameter in self.parameters()}
+        # What is there anyway: parameters, and what all blocks share, as rotary tables and masks.
+        shared = [value for value in tree_leaves((args[1:], kwargs)) if isinstance(value, Tensor)]
+        staying = {_storage(tensor) for tensor in (*self.parameters(), *shared)}
+        # The tensors too: while one is alive no other has its memory.
+        sent: dict[tuple[Any, ...], tuple[Kept, Tensor]] = {}
 
         def pack(tensor: Tensor) -> Any:
             size = tensor.numel() * tensor.element_size()
-            if size < LEAST_BYTES or _storage(tensor) in parameters:
+            if size < LEAST_BYTES or _storage(tensor) in staying:
                 return tensor
-            kept = Kept(tensor, self._last[0])
-            self._last[0] = weakref.ref(kept)
+            view = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+            key = (_storage(tensor), *view, tensor._version)
+            if key not in sent:
+                sent[key] = Kept(tensor, self._last[0]), tensor
+                self._last[0] = weakref.ref(sent[key][0])
+            kept, _ = sent[key]
+            kept.users += 1
             return kept
 
         with saved_tensors_hooks(pack, _unpack):

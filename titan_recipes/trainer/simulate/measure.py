@@ -65,6 +65,9 @@ class BlankData:
     def load_state_dict(self, state: dict[str, object]) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 def measure(job: Job, layout: RunLayout, world: World, data: TrainingData, say: Say) -> Measured:
     """Train a few steps and measure them. say: told what is under way.
