@@ -121,7 +121,10 @@ def test_status_when_stop_is_asked_says_so(layout: RunLayout, record: RunRecord)
     assert run_status(layout).cause == "asked to stop; saving a checkpoint"
 
 
-def test_status_when_nothing_ever_started_is_failed(layout: RunLayout, record: RunRecord) -> None:
+def test_status_when_nothing_ever_started_is_failed(
+    layout: RunLayout, record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # no SLURM that could have forgotten the run
     long_ago = (datetime.now(UTC) - timedelta(minutes=2)).isoformat()
     write_record(layout, replace(record, created=long_ago))
     assert run_status(layout).state is RunState.FAILED
