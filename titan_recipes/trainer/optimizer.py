@@ -117,6 +117,8 @@ def clip_grads(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float
     """Scale all gradients so that their global norm, given as `norm`, is at most max_norm."""
     grads = [local(p.grad) for p in parameters if p.grad is not None]
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    if norm.device.type == "cpu" and factor == 1:
+        return  # On a GPU the host would wait to know.
     if grads:
         # With CPU offload the gradients are in host memory.
         torch._foreach_mul_(grads, factor.to(grads[0].device))

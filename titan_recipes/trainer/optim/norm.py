@@ -35,7 +35,7 @@ class SquaredNorm:
             dtype = torch.float64
             if grad.ndim > 1:
                 norms = torch.linalg.vector_norm(grad, dim=-1, dtype=torch.float32)
-        self._by_axes[groups].append(torch.linalg.vector_norm(norms, dtype=dtype).square())
+        self._by_axes[groups].append(torch.linalg.vector_norm(norms, dtype=dtype))
 
     def root(
         self, device: torch.device, pp_group: dist.ProcessGroup | None = None
@@ -47,8 +47,8 @@ class SquaredNorm:
         """
         total = torch.zeros((), dtype=torch.float64, device=device)
         own = total.clone()
-        for groups, squares in self._by_axes.items():
-            part = torch.stack(squares).sum().to(device)
+        for groups, norms in self._by_axes.items():
+            part = torch.stack(norms).square().sum().to(device)
             own += part
             for group in groups:
                 dist.all_reduce(part, group=group)
