@@ -122,7 +122,20 @@ class Ours(Peer):
         return list(self.trainer.optimizers)
 
 
-class Bare(Peer):
+class Loop(Peer):
+    """A program that is a loop of ours around one model and one optimizer."""
+
+    _model: Any
+    _optimizer: torch.optim.Optimizer
+
+    def model(self) -> torch.nn.Module:
+        return self._model
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self._optimizer]
+
+
+class Bare(Loop):
     """Our model, torch's fused AdamW, autocast, clipping: nothing else."""
 
     packages = ("torch",)
@@ -161,14 +174,8 @@ class Bare(Peer):
             if self.is_logged():
                 self.note(loss.item(), norm.item())
 
-    def model(self) -> torch.nn.Module:
-        return self._model
 
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        return [self._optimizer]
-
-
-class HuggingFace(Peer):
+class HuggingFace(Loop):
     """transformers' Llama with sdpa attention, prepared by accelerate; compiled region by region.
 
     Its loss is its own, inside the model; labels come shifted, so that the tokens are the others'.
@@ -217,12 +224,6 @@ class HuggingFace(Peer):
             self._prepared.zero_grad()
             if self.is_logged():
                 self.note(loss.item(), norm.item())
-
-    def model(self) -> torch.nn.Module:
-        return self._model
-
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        return [self._optimizer]
 
 
 def version_of(package: str) -> str:

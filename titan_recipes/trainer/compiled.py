@@ -6,8 +6,9 @@ Imports torch's compiler only where a job compiles.
 import os
 from pathlib import Path
 
+from titan_recipes.config.home import expanded
 from titan_recipes.config.job import Job
-from titan_recipes.trainer.data.places import cache_directory, expanded
+from titan_recipes.trainer.data.places import cache_directory
 
 
 def keep_compiled(job: Job) -> None:
