@@ -135,6 +135,12 @@ def test_weights_are_gathered_in_float8_where_they_can_be(
             "grouped products in mx are not supported yet; leave it out",
         ),
         (
+            "mixtral_8x7b",
+            (ON, "plan.gpu='l40s'", "quantize.grouped_mm.float8.fqns=['experts']"),
+            "grouped float8 products are of H100, H200 and B200, but "
+            'plan.gpu = "l40s"; leave it out',
+        ),
+        (
             "llama3_debug",
             (ON, f"{L}emulate=true"),
             '"float8" would leave out all 43 linears (42: too small to gain from tensorwise; 1: the'

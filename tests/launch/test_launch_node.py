@@ -33,7 +33,7 @@ from titan_recipes.launch.record import (
     write_record,
 )
 from titan_recipes.launch.state import RunState, run_status
-from titan_recipes.launch.torchrun import explain
+from titan_recipes.launch.torchrun import explain, rendezvous
 
 PRELUDE = """
 import json, os, pathlib, signal, sys, time
@@ -515,3 +515,10 @@ def test_explain_names_the_first_cause(
     assert (why.code, why.rank) == (code, rank)
     assert why.cause.startswith(cause)
     assert "\n" not in why.cause
+
+
+def test_port_of_one_node_is_none_that_a_connection_may_take_first() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = {rendezvous(1, 0, "", "").port for _ in range(20)}
+    assert len(ports) > 1
+    assert max(ports) < lowest
