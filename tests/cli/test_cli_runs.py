@@ -14,7 +14,7 @@ from live_runs import LiveRuns, resume_worker, wait_for_end
 from past_runs import EPOCH, attempt, commit_checkpoint, failed, make_run, running, stopped
 
 from titan_recipes.cli import main
-from titan_recipes.launch import control
+from titan_recipes.launch import local_control
 from titan_recipes.launch.state import RunState, run_status
 
 KEYS = [
@@ -56,7 +56,7 @@ def call(*args: str) -> Result:
 
 @pytest.fixture
 def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveRuns]:
-    monkeypatch.setattr(control, "resume_node", resume_worker)
+    monkeypatch.setattr(local_control, "resume_node", resume_worker)
     runs = LiveRuns(tmp_path)
     yield runs
     runs.end()

@@ -14,7 +14,7 @@ from past_runs import attempt, commit_checkpoint, make_run, running, stopped
 
 from titan_recipes.config.job import read_job
 from titan_recipes.errors import ConfigError, LaunchError
-from titan_recipes.launch import control
+from titan_recipes.launch import control, local_control
 from titan_recipes.launch.attempts import newest_checkpoint
 from titan_recipes.launch.record import process_start, read_record
 from titan_recipes.launch.rows import read_rows
@@ -25,8 +25,8 @@ from titan_recipes.launch.torchrun import orphans
 RESUME = """
 from live_runs import resume_worker
 from titan_recipes.errors import LaunchError
-from titan_recipes.launch import control
-control.resume_node = resume_worker
+from titan_recipes.launch import control, local_control
+local_control.resume_node = resume_worker
 try:
     control.resume(run)
 except LaunchError as error:
@@ -36,7 +36,7 @@ except LaunchError as error:
 
 @pytest.fixture
 def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveRuns]:
-    monkeypatch.setattr(control, "resume_node", resume_worker)
+    monkeypatch.setattr(local_control, "resume_node", resume_worker)
     runs = LiveRuns(tmp_path)
     yield runs
     runs.end()
@@ -94,7 +94,7 @@ def test_kill_when_the_entry_point_does_not_answer_writes_the_record_itself(
     run = live.start("frozen", "HOLD")
     pid = run.record.attempts[-1].pid
     os.kill(pid, signal.SIGSTOP)
-    monkeypatch.setattr(control, "KILL_SECONDS", 0.3)
+    monkeypatch.setattr(local_control, "KILL_SECONDS", 0.3)
     ended = control.kill(run)
     last = ended.record.attempts[-1]
     assert (last.outcome, last.cause, last.final) == ("stopped", "killed by cancel --now", True)

@@ -2,20 +2,19 @@
 
 Stopping is asking: the stop file appears, the trainer saves and ends, the node entry point writes
 down how. Only `kill` signals anything, and only where the node entry point no longer answers is the
-record written in its place. Resuming starts the node entry point again on the same directory; a
-lock makes sure that of two shells that resume at once, one does. A run under SLURM is resumed by
-another job; while its job waits in the queue, cancelling it is cancelling that.
+record written in its place. Resuming starts the run again in the same directory; a lock makes sure
+that of two shells that resume at once, one does. How a run is killed and started again is its
+scheduler's (`CONTROLS`); while its job waits in a queue, cancelling the run is cancelling that.
 """
 
 import errno
 import fcntl
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from titan_recipes.config.cluster import Cluster, check_fits, check_time
 from titan_recipes.config.job import Job, read_job, to_toml
@@ -23,38 +22,46 @@ from titan_recipes.config.layout import replace_file
 from titan_recipes.errors import ConfigError, LaunchError
 from titan_recipes.launch.attempts import check_kept, newest_checkpoint, saves
 from titan_recipes.launch.changes import change
-from titan_recipes.launch.logs import Tail
-from titan_recipes.launch.record import (
-    Attempt,
-    is_alive,
-    now,
-    process_start,
-    read_record,
-    write_record,
-)
+from titan_recipes.launch.local_control import began, kill_here, start_here
+from titan_recipes.launch.run_end import close
+from titan_recipes.launch.run_state import RunState
 from titan_recipes.launch.runs import Run, open_run
-from titan_recipes.launch.slurm_queue import QueuedJob, find_job, scancel
-from titan_recipes.launch.slurm_submit import script_of, submit
-from titan_recipes.launch.state import (
-    SLURM_SCHEDULERS,
-    START_TIMEOUT_SECONDS,
-    RunState,
-    run_status,
-    slurm_job,
-)
+from titan_recipes.launch.slurm_control import kill_job, leave_queue, start_in_slurm
+from titan_recipes.launch.slurm_state import SLURM_SCHEDULERS
+from titan_recipes.launch.state import run_status
 from titan_recipes.launch.status import checkpoint_folder
-from titan_recipes.launch.stop import CANCEL_WORD, KILL_WORD, KILLED
-from titan_recipes.launch.titan_local import resume_node
+from titan_recipes.launch.stop import CANCEL_WORD
 from titan_recipes.launch.torchrun import end_orphans
-from titan_recipes.render import Submission
 
 POLL_SECONDS = 0.1
-SIGNAL_SECONDS = 1.0  # between two signals to the nodes
-END_SECONDS = (
-    120.0  # for SLURM to end a cancelled job: its KillWait is 30 s where nobody changed it
-)
 ANSWER_SECONDS = 30.0  # beyond grace_seconds, for the node entry point to end and say so
-KILL_SECONDS = 10.0  # for the node entry point to kill its ranks and say so
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """What a scheduler does to its runs."""
+
+    kill: Callable[[Run], Run]
+    """End a run at once; the run as it ended."""
+    start: Callable[[Run, int], None]
+    """Start an ended run again; it is told how long the node log was."""
+
+
+_HERE = Controls(kill_here, start_here)
+CONTROLS: dict[str, Controls] = {
+    "local": _HERE,
+    "titan_local": _HERE,
+    "local_cwd": _HERE,
+    **dict.fromkeys(SLURM_SCHEDULERS, Controls(kill_job, start_in_slurm)),
+}
+"""A record's scheduler -> its controls."""
+
+
+def _controls(run: Run, verb: str) -> Controls:
+    """Raises LaunchError where nothing of ours started the run."""
+    if run.record.scheduler not in CONTROLS:
+        raise LaunchError(f"{run.name}: can't {verb} a run of {run.record.scheduler} from here")
+    return CONTROLS[run.record.scheduler]
 
 
 @contextmanager
@@ -78,8 +85,9 @@ def cancel(run: Run, *, waiting: Callable[[float], None]) -> Run:
     began = time.monotonic()
     while not (status := run_status(run.layout)).state.is_final:
         waited = time.monotonic() - began
-        if status.job and status.state is RunState.PENDING and status.job.state == "PENDING":
-            return _leave_queue(run, status.job)
+        if status.state is RunState.PENDING and status.job and status.job.state == "PENDING":
+            with _ours(run, "stop"):
+                return leave_queue(run, status.job)
         if waited > grace + ANSWER_SECONDS:
             return _unanswered(open_run(run.layout.root), waited)
         with _ours(run, "stop"):
@@ -95,89 +103,15 @@ def _unanswered(run: Run, waited: float) -> Run:
     last = run.record.attempts[-1] if run.record.attempts else None
     in_slurm = run.record.scheduler in SLURM_SCHEDULERS
     if last and last.host != socket.gethostname() and not in_slurm:
-        return _close(run, last, f"lost: {last.host} did not answer for {waited:.0f} s")
+        return close(run, last, f"lost: {last.host} did not answer for {waited:.0f} s")
     kill = f"titan-recipes cancel {run.word} --now"
     raise LaunchError(f"{run.name}: not stopped after {waited:.0f} s; kill it: {kill}")
-
-
-def _leave_queue(run: Run, job: QueuedJob) -> Run:
-    """Take a job that waits out of the queue."""
-    with _ours(run, "stop"):
-        run.layout.stop.write_text(CANCEL_WORD, encoding="utf-8")
-    scancel(job.id)
-    _await_end(job)
-    return _closed(open_run(run.layout.root), "cancelled while it waited in the queue")
-
-
-def _await_end(job: QueuedJob) -> None:
-    """Wait until a cancelled job is over. Raises LaunchError where SLURM does not end it."""
-    deadline = time.monotonic() + END_SECONDS
-    while (now := find_job(job.id)) and not now.has_ended:
-        if time.monotonic() > deadline:
-            cure = f"see: scontrol show job {job.id}"
-            raise LaunchError(f"SLURM job {job.id}: still {now.state} after scancel; {cure}")
-        time.sleep(POLL_SECONDS)
-
-
-def _closed(run: Run, cause: str) -> Run:
-    """The run, its last attempt closed where nobody is left who could."""
-    last = run.record.attempts[-1] if run.record.attempts else None
-    return run if last is None or last.final else _close(run, last, cause)
 
 
 def kill(run: Run) -> Run:
     """End a run at once, without a checkpoint; the run as it ended. Raises LaunchError."""
     with _ours(run, "stop"):
-        return _kill_job(run) if run.record.scheduler in SLURM_SCHEDULERS else _kill(run)
-
-
-def _kill_job(run: Run) -> Run:
-    """End a run's SLURM job: its nodes are told twice, so that they write down how it ended."""
-    run.layout.stop.write_text(KILL_WORD, encoding="utf-8")
-    job = find_job(slurm_job(run.layout, run.record))
-    if job is None or job.has_ended:
-        return open_run(run.layout.root)
-    deadline = time.monotonic() + KILL_SECONDS
-    while job.state == "RUNNING" and time.monotonic() < deadline:
-        if run_status(run.layout).state.is_final:
-            break
-        scancel(job.id, "--signal=TERM")
-        time.sleep(SIGNAL_SECONDS)
-    scancel(job.id)
-    _await_end(job)
-    return _closed(open_run(run.layout.root), KILLED)
-
-
-def _kill(run: Run) -> Run:
-    run.layout.stop.write_text(KILL_WORD, encoding="utf-8")
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while not (attempts := read_record(run.layout).attempts):  # launched a moment ago
-        if time.monotonic() > deadline or run_status(run.layout).state.is_final:
-            return open_run(run.layout.root)
-        time.sleep(POLL_SECONDS)
-    last = attempts[-1]
-    if last.host != socket.gethostname():
-        raise LaunchError(f"{run.name}: runs on {last.host}; type this there, or leave out --now")
-    deadline = time.monotonic() + KILL_SECONDS
-    while is_alive(last):
-        patient = time.monotonic() < deadline  # from the second SIGTERM on, it kills its ranks
-        _signal(last.pid, signal.SIGTERM if patient else signal.SIGKILL)
-        time.sleep(POLL_SECONDS)
-    end_orphans(run.layout)
-    return _closed(open_run(run.layout.root), KILLED)
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _close(run: Run, last: Attempt, cause: str) -> Run:
-    """Write down the end of an attempt whose node entry point can't any more."""
-    step = newest_checkpoint(checkpoint_folder(run.layout, run.job()))
-    last = replace(last, outcome="stopped", cause=cause, ended=now(), step_to=step, final=True)
-    write_record(run.layout, run.record.with_attempt(last))
-    return open_run(run.layout.root)
+        return _controls(run, "kill").kill(run)
 
 
 def resume(
@@ -191,9 +125,7 @@ def resume(
     Raises ConfigError or LaunchError where it can't be resumed; nothing is changed then.
     """
     layout = run.layout
-    start = STARTERS.get(run.record.scheduler)
-    if start is None:
-        raise LaunchError(f"{run.name}: can't resume a run of {run.record.scheduler} from here")
+    start = _controls(run, "resume").start
     with _ours(run, "resume"), _alone(run):
         run = open_run(layout.root)
         state = run_status(layout, run.record).state
@@ -216,7 +148,7 @@ def resume(
         try:
             start(run, offset)
         except BaseException:
-            if not _began(run):
+            if not began(run):
                 replace_file(layout.job, text)
             raise
     return offset
@@ -232,27 +164,6 @@ def _moved(run: Run, job: Job, name: str, cluster: Cluster) -> Job:
         raise ConfigError(problems)
     origin = replace(job.origin, cluster=name)
     return replace(job, origin=origin, site=cluster.site, env=cluster.env)
-
-
-def _start_here(run: Run, log_offset: int) -> None:
-    """Start the node entry point again, and wait until it began an attempt."""
-    _await_attempt(run, resume_node(run.layout), log_offset)
-
-
-def _start_in_slurm(run: Run, log_offset: int) -> None:
-    """Submit another job."""
-    job = read_job(run.layout.job)
-    submit(run.layout, script_of(job, Submission(run_dir=str(run.layout.root), resumed=True)))
-
-
-STARTERS: dict[str, Callable[[Run, int], None]] = {
-    "local": _start_here,
-    "titan_local": _start_here,
-    "local_cwd": _start_here,
-    "slurm": _start_in_slurm,
-    "titan_slurm": _start_in_slurm,
-}
-"""Scheduler -> what starts an ended run again; it is told how long the node log was."""
 
 
 def _check_unfinished(run: Run, job: Job, changed: Job, state: RunState) -> None:
@@ -286,26 +197,3 @@ def _alone(run: Run) -> Generator[None]:
         raise LaunchError(f"{run.name}: {cure}: {error.strerror}") from error
     finally:
         os.close(file)
-
-
-def _began(run: Run) -> bool:
-    """Whether an attempt began since the run was read."""
-    return len(read_record(run.layout).attempts) > len(run.record.attempts)
-
-
-def _await_attempt(run: Run, pid: int, log_offset: int) -> None:
-    """Wait until the started process began an attempt. Raises LaunchError with what it said."""
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        gone = process_start(pid) is None  # asked before the record: it may write that, then go
-        if _began(run):
-            return
-        if gone:
-            said = " ".join(Tail(run.layout.node_log(0), offset=log_offset).rest())
-            raise LaunchError(f"{run.name}: could not be resumed: {said or 'its process is gone'}")
-        time.sleep(POLL_SECONDS)
-    _signal(pid, signal.SIGKILL)  # or it would begin after all, behind the back of who asked
-    late = (
-        f"no attempt began within {START_TIMEOUT_SECONDS:.0f} s; see titan-recipes logs {run.word}"
-    )
-    raise LaunchError(f"{run.name}: {late}")

@@ -13,7 +13,8 @@ from titan_recipes.errors import ConfigError, LaunchError, Problem
 from titan_recipes.launch.inputs import bundle_directory, input_problems
 from titan_recipes.launch.runs import Run
 from titan_recipes.launch.slurm_queue import sbatch
-from titan_recipes.launch.state import SLURM_SCHEDULERS, RunState, run_status, slurm_job
+from titan_recipes.launch.slurm_state import SLURM_SCHEDULERS, slurm_job
+from titan_recipes.launch.state import RunState, run_status
 from titan_recipes.render import SBATCH, Submission, render_sbatch
 
 

@@ -12,8 +12,9 @@ import re
 import shlex
 import time
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
@@ -36,8 +37,24 @@ if TYPE_CHECKING:
 SESSION = "titan-recipes"
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 SLURM = "slurm"
-SCHEDULERS = {"local": "titan_local", SLURM: "titan_slurm"}
-"""The schedulers of `--scheduler` -> torchx's names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What a launch does differently under one scheduler."""
+
+    name: str
+    """torchx's name of it."""
+    module: str
+    """Has its `create_scheduler`; imported late, as torchx takes its time."""
+    prepare: Callable[[Job, WhereOf], tuple[Job, str]]
+    """The job as it runs there, and a note; raises ConfigError where what it needs is missing."""
+    more_files: Callable[[Job, str], dict[str, str]] = lambda job, run_dir: {}
+    """The files, path -> text, that a launch into this run directory writes beside component.py."""
+    config: Callable[[RunLayout, str], dict[str, str]] = lambda layout, after: {}
+    """What torchx's -cfg would say, with the ids of jobs to wait for, separated by commas."""
+    gives_id: bool = False
+    """Whether the scheduler makes up the app's id, and the node entry point writes it down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +77,9 @@ def preview(
     check_outputs(outputs)
     if name is not None:
         check_name(name)
+    run_dir = os.path.join(os.path.abspath(outputs), name or default_name(job))
     files = job_files(job, name=name or "", outputs=outputs)
-    if scheduler == SLURM:
-        run_dir = os.path.join(os.path.abspath(outputs), name or default_name(job))
-        files[SBATCH] = script_of(job, Submission(run_dir=run_dir))
-    return files
+    return files | BACKENDS[scheduler].more_files(job, run_dir)
 
 
 def launch(
@@ -91,21 +106,18 @@ def launch(
     check_outputs(str(outputs))
     if after and scheduler != SLURM:
         raise LaunchError(f"--after: --scheduler {scheduler} has no queue to wait in; use slurm")
-    note, waits_for = "", jobs_of(after)
-    if scheduler == SLURM:
-        check_here(job, where_of)
-    else:
-        check_trainer()
-        job, note = _fitted(job, where_of)
+    waits_for = ",".join(jobs_of(after))
+    job, note = BACKENDS[scheduler].prepare(job, where_of)
     wanted = name or default_name(job)
     job_files(job, name=wanted, outputs=str(outputs))  # a template that fails does so before mkdir
     layout = make_directory(outputs, wanted, is_chosen=name is not None)
-    handle = _submit(layout, job, scheduler, command, {"after": ",".join(waits_for)})
+    handle = _submit(layout, job, scheduler, command, waits_for)
     return Launched(layout, handle, (note,) if note else ())
 
 
 def _fitted(job: Job, where_of: WhereOf) -> tuple[Job, str]:
     """The job as this machine runs it, and a note. Raises ConfigError with all that is not here."""
+    check_trainer()
     problems = [*input_problems(job, where_of)]
     try:
         fitted = fit(job, where_of)
@@ -116,35 +128,55 @@ def _fitted(job: Job, where_of: WhereOf) -> tuple[Job, str]:
     return fitted
 
 
-def _submit(
-    layout: RunLayout, job: Job, scheduler: str, command: Sequence[str], cfg: Mapping[str, str]
-) -> str:
+def _looked_at(job: Job, where_of: WhereOf) -> tuple[Job, str]:
+    """The job as it is, what SLURM's nodes need looked for. Raises ConfigError."""
+    check_here(job, where_of)
+    return job, ""
+
+
+def _script(job: Job, run_dir: str) -> dict[str, str]:
+    return {SBATCH: script_of(job, Submission(run_dir=run_dir))}
+
+
+BACKENDS = {
+    "local": Backend("titan_local", "titan_recipes.launch.titan_local", _fitted),
+    SLURM: Backend(
+        "titan_slurm",
+        "titan_recipes.launch.titan_slurm",
+        _looked_at,
+        more_files=_script,
+        config=lambda layout, after: {"after": after},
+        gives_id=True,
+    ),
+}
+"""The schedulers of `--scheduler`."""
+
+
+def _submit(layout: RunLayout, job: Job, scheduler: str, command: Sequence[str], after: str) -> str:
     """Write the run's files, then schedule its component through torchx; the app handle.
 
-    cfg: what only SLURM's scheduler takes. Where that fails before it is scheduled, the directory
-    is gone again.
+    after: ids of jobs to wait for, separated by commas. Where that fails before it is scheduled,
+    the directory is gone again.
     """
     from torchx.runner import Runner  # takes 60 ms that a dry run need not wait for
 
-    from titan_recipes.launch import titan_local, titan_slurm
+    from titan_recipes.launch.titan_local import app_id
 
-    is_local, backend = scheduler != SLURM, SCHEDULERS[scheduler]
-    factory = titan_local.create_scheduler if is_local else titan_slurm.create_scheduler
+    backend = BACKENDS[scheduler]
     record = new_record(
         job,
         name=layout.root.name,
         scheduler=scheduler,
-        # SLURM gives its job's id later, and the node entry point writes it down.
-        handle=f"{backend}://{SESSION}/{titan_local.app_id(layout.root)}" if is_local else "",
+        handle="" if backend.gives_id else f"{backend.name}://{SESSION}/{app_id(layout.root)}",
         command=command,
         image=job.site.container.image,
     )
-    runner = Runner(SESSION, {backend: factory})
+    runner = Runner(SESSION, {backend.name: import_module(backend.module).create_scheduler})
     try:
         files = job_files(job, name=layout.root.name, outputs=str(layout.root.parent))
         for path, text in files.items():
             replace_file(layout.root / path, text)
-        request = _request(runner, layout, job, backend, {} if is_local else cfg)
+        request = _request(runner, layout, job, backend.name, backend.config(layout, after))
         write_record(layout, record)
         return runner.schedule(request)
     except BaseException:  # nothing was started
@@ -180,8 +212,8 @@ def job_files(job: Job, *, name: str, outputs: str) -> dict[str, str]:
 
 def check_scheduler(scheduler: str) -> None:
     """Raises LaunchError for one that nothing is launched on yet."""
-    if scheduler not in SCHEDULERS:
-        known = ", ".join(SCHEDULERS)
+    if scheduler not in BACKENDS:
+        known = ", ".join(BACKENDS)
         raise LaunchError(f"--scheduler {scheduler}: not supported yet; use one of: {known}")
 
 

@@ -30,8 +30,9 @@ from titan_recipes.launch.record import (
 )
 from titan_recipes.launch.runs import Run, find_runs
 from titan_recipes.launch.slurm_queue import QueuedJob, find_job, scancel
+from titan_recipes.launch.slurm_state import slurm_job
 from titan_recipes.launch.slurm_submit import script_of, submit
-from titan_recipes.launch.state import run_status, slurm_job
+from titan_recipes.launch.state import run_status
 from titan_recipes.launch.stop import CANCEL_WORD
 from titan_recipes.launch.titan_local import check_new
 from titan_recipes.render import Submission
