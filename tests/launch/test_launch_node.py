@@ -5,117 +5,34 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from live_runs import until
+from node_runs import NodeRun
 from past_runs import debug_job, failed
 
-from titan_recipes.config.job import Job, encode, read_job, to_toml
+from titan_recipes.config.job import encode, read_job, to_toml
 from titan_recipes.config.layout import RankExit, RunLayout
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch.attempts import failures_in_a_row
-from titan_recipes.launch.changes import change
+from titan_recipes.launch.changes import adopt_job, change
 from titan_recipes.launch.claim import claim
-from titan_recipes.launch.node import AGAIN, adopt_job, main
+from titan_recipes.launch.node import AGAIN, main
 from titan_recipes.launch.record import (
-    Attempt,
     known_outputs,
     new_record,
     now,
     process_start,
-    read_record,
     write_record,
 )
 from titan_recipes.launch.state import RunState, run_status
 from titan_recipes.launch.torchrun import explain, rendezvous
 
-PRELUDE = """
-import json, os, pathlib, signal, sys, time
-root = pathlib.Path(sys.argv[1]).parent
-attempt, rank = int(sys.argv[3]), int(os.environ["RANK"])
-stop, requeue = root / "STOP", root / "REQUEUE"
-(root / f"pid-{attempt}-{rank}").write_text(str(os.getpid()))
-def write_exit(code, cause, traceback="", step=-1):
-    exit = dict(code=code, rank=rank, cause=cause, traceback=traceback, step=step)
-    (root / f"attempts/{attempt}/exit.json").write_text(json.dumps(exit))
-def commit(step):
-    path = root / f"checkpoints/step-{step:08d}"
-    path.mkdir(parents=True)
-    (path / "manifest.json").write_text("{}")
-"""
-
-
-@dataclass
-class Run:
-    """A run directory and how to start nodes in it."""
-
-    layout: RunLayout
-    job: Job
-    started: list[subprocess.Popen[str]]
-
-    def start(self, *args: str) -> subprocess.Popen[str]:
-        """Start a node entry point, its output piped."""
-        command = [sys.executable, "-m", "titan_recipes.launch.node"]
-        command += ["--run-dir", str(self.layout.root), "--trainer-module", "worker"]
-        process = subprocess.Popen(
-            [*command, *args],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
-
-    def finish(self, *args: str) -> tuple[int, str]:
-        """Run a node entry point to its end: (exit code, output)."""
-        process = self.start(*(args or ("--job", encode(self.job))))
-        output, _ = process.communicate(timeout=120)
-        return process.returncode, output
-
-    def rank_pid(self, attempt: int, rank: int) -> int:
-        """The process of a rank, once it is there."""
-        path = self.layout.root / f"pid-{attempt}-{rank}"
-        until(lambda: path.exists() and path.read_text() != "", f"rank {rank} of attempt {attempt}")
-        return int(path.read_text())
-
-    def attempts(self) -> tuple[Attempt, ...]:
-        return read_record(self.layout).attempts
-
-    def state(self) -> RunState:
-        return run_status(self.layout).state
-
-
-@pytest.fixture
-def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
-    """A run whose trainer is the given code, which every rank executes."""
-    started: list[subprocess.Popen[str]] = []
-
-    def make(code: str, *overrides: str, ranks: int = 1) -> Run:
-        modules = tmp_path / "modules"
-        modules.mkdir(exist_ok=True)
-        (modules / "worker.py").write_text(PRELUDE + textwrap.dedent(code))
-        monkeypatch.setenv("PYTHONPATH", str(modules))
-        job = debug_job(f"plan.gpus_per_node={ranks}", *overrides)
-        return Run(RunLayout(tmp_path / "outputs" / "run"), job, started)
-
-    yield make
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
 
 def test_node_when_the_ranks_succeed_exits_0_and_records_the_run(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run(
         """
@@ -138,7 +55,7 @@ def test_node_when_the_ranks_succeed_exits_0_and_records_the_run(
 
 
 def test_node_when_a_rank_ends_with_3_exits_with_it_and_does_not_retry(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run(
         """
@@ -163,7 +80,7 @@ def test_node_when_a_rank_ends_with_3_exits_with_it_and_does_not_retry(
 
 
 def test_node_when_a_rank_is_killed_starts_again_and_names_the_rank(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run(
         """
@@ -188,7 +105,7 @@ def test_node_when_a_rank_is_killed_starts_again_and_names_the_rank(
 
 
 def test_node_when_failures_go_on_without_a_checkpoint_gives_up_and_stays_given_up(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run("os.kill(os.getpid(), signal.SIGKILL)", "fault_tolerance.max_restarts=1")
     code, output = run.finish()
@@ -203,7 +120,9 @@ def test_node_when_failures_go_on_without_a_checkpoint_gives_up_and_stays_given_
     assert len(run.attempts()) == 2
 
 
-def test_node_when_a_rank_cannot_start_shows_its_traceback(make_run: Callable[..., Run]) -> None:
+def test_node_when_a_rank_cannot_start_shows_its_traceback(
+    make_run: Callable[..., NodeRun],
+) -> None:
     run = make_run("import no_such_module", "fault_tolerance.max_restarts=0")
     code, output = run.finish()
     cause = "rank 0 ended with 1: ModuleNotFoundError: No module named 'no_such_module'"
@@ -214,7 +133,7 @@ def test_node_when_a_rank_cannot_start_shows_its_traceback(make_run: Callable[..
 
 
 def test_node_when_asked_by_ctrl_c_stops_without_signalling_the_ranks(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run(
         """
@@ -236,7 +155,7 @@ def test_node_when_asked_by_ctrl_c_stops_without_signalling_the_ranks(
     assert run.state() is RunState.STOPPED
 
 
-def test_node_when_resumed_after_a_stop_trains_on(make_run: Callable[..., Run]) -> None:
+def test_node_when_resumed_after_a_stop_trains_on(make_run: Callable[..., NodeRun]) -> None:
     run = make_run("sys.exit(4 if stop.exists() or requeue.exists() else 0)")
     run.layout.root.mkdir(parents=True)
     run.layout.stop.touch()
@@ -250,7 +169,7 @@ def test_node_when_resumed_after_a_stop_trains_on(make_run: Callable[..., Run]) 
 
 
 def test_node_when_the_user_is_to_blame_says_one_line_without_a_traceback(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run("write_exit(2, 'train.toml: x: got 1; use 2', 'Traceback: ...'); sys.exit(2)")
     assert run.finish() == (2, "error: train.toml: x: got 1; use 2\n")
@@ -258,7 +177,7 @@ def test_node_when_the_user_is_to_blame_says_one_line_without_a_traceback(
 
 
 def test_node_when_stopped_with_checkpoints_off_leaves_nothing_to_requeue(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run("stop.touch(); requeue.touch()", "checkpoint.enable=false")
     cause = "asked to stop; nothing was saved: its checkpoints are off"
@@ -269,7 +188,7 @@ def test_node_when_stopped_with_checkpoints_off_leaves_nothing_to_requeue(
 
 
 def test_node_under_slurm_when_stopped_again_and_again_before_a_step_gives_up(
-    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    make_run: Callable[..., NodeRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHX_JOB_ID", "titan_slurm://titan-recipes/7")
     run = make_run("stop.touch(); requeue.touch()")
@@ -285,7 +204,7 @@ def test_node_under_slurm_when_stopped_again_and_again_before_a_step_gives_up(
 
 
 def test_node_when_started_again_without_its_checkpoints_refuses(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run("commit(7); stop.touch(); requeue.touch()")
     assert run.finish()[0] == 0
@@ -303,7 +222,7 @@ time.sleep(600)
 """
 
 
-def test_node_when_signalled_twice_kills_the_ranks(make_run: Callable[..., Run]) -> None:
+def test_node_when_signalled_twice_kills_the_ranks(make_run: Callable[..., NodeRun]) -> None:
     run = make_run(HANG, ranks=2)
     process = run.start("--job", encode(run.job))
     ranks = [run.rank_pid(1, 0), run.rank_pid(1, 1)]
@@ -318,7 +237,9 @@ def test_node_when_signalled_twice_kills_the_ranks(make_run: Callable[..., Run])
     assert failures_in_a_row(run.attempts()) == 0
 
 
-def test_node_when_the_ranks_do_not_stop_in_time_kills_them(make_run: Callable[..., Run]) -> None:
+def test_node_when_the_ranks_do_not_stop_in_time_kills_them(
+    make_run: Callable[..., NodeRun],
+) -> None:
     run = make_run(HANG, "fault_tolerance.grace_seconds=1")
     process = run.start("--job", encode(run.job))
     rank = run.rank_pid(1, 0)
@@ -331,7 +252,7 @@ def test_node_when_the_ranks_do_not_stop_in_time_kills_them(make_run: Callable[.
 
 
 def test_node_when_killed_takes_the_ranks_along_and_counts_as_lost(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run("time.sleep(0 if attempt == 2 else 600)", ranks=2)
     process = run.start("--job", encode(run.job))
@@ -355,7 +276,7 @@ def test_node_when_killed_takes_the_ranks_along_and_counts_as_lost(
 
 
 def test_node_when_torchrun_is_killed_ends_its_ranks_before_the_next_attempt(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run(
         """
@@ -376,7 +297,7 @@ def test_node_when_torchrun_is_killed_ends_its_ranks_before_the_next_attempt(
 
 
 def test_node_when_there_are_two_meets_the_other_and_leaves_retries_to_the_scheduler(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run(
         """
@@ -422,7 +343,7 @@ def test_adopt_job_after_a_resume_with_more_steps_takes_the_directory_s(tmp_path
 
 
 def test_second_node_when_the_run_is_to_stop_or_over_leaves_with_its_code(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run("")
     run.layout.root.mkdir(parents=True)
@@ -436,7 +357,7 @@ def test_second_node_when_the_run_is_to_stop_or_over_leaves_with_its_code(
 
 
 def test_second_node_when_the_first_failed_before_it_came_leaves_at_once(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run("")
     run.layout.root.mkdir(parents=True)
@@ -448,7 +369,7 @@ def test_second_node_when_the_first_failed_before_it_came_leaves_at_once(
 
 
 def test_node_when_the_run_went_on_elsewhere_ends_its_ranks_and_writes_nothing(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., NodeRun],
 ) -> None:
     run = make_run("time.sleep(600)")
     node = run.start("--job", encode(run.job))
@@ -463,7 +384,7 @@ def test_node_when_the_run_went_on_elsewhere_ends_its_ranks_and_writes_nothing(
 
 
 def test_node_when_the_directory_holds_another_job_refuses(
-    make_run: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+    make_run: Callable[..., NodeRun], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run("")
     arguments = ["--run-dir", str(run.layout.root), "--job"]

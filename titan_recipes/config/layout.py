@@ -11,6 +11,7 @@
   REQUEUE                               the trainer stopped before its last step
   EXCLUDE                               hosts that failed a preflight, separated by commas
   slurm_job  logs/slurm-<id>.log        id of its SLURM job; what the batch script and srun print
+  kubernetes.json  mirror/              where its pods are; how far their logs are read, if from afar
 """
 
 import json
@@ -21,6 +22,9 @@ from typing import Any
 
 METRICS_MARK = "@metrics "
 """Starts the console line that carries one logged step as JSON, where only logs can be seen."""
+
+ATTEMPT_MARK = "@attempt "
+"""Starts the console line that carries an attempt as JSON, as it stands now, in pods."""
 
 PREFLIGHT_MARK = "@preflight "
 """Starts the console line that carries one all-reduce test as JSON."""
@@ -95,6 +99,14 @@ class RunLayout:
     @property
     def slurm_job(self) -> Path:
         return self.root / "slurm_job"
+
+    @property
+    def kubernetes(self) -> Path:
+        return self.root / "kubernetes.json"
+
+    @property
+    def mirror(self) -> Path:
+        return self.root / "mirror"
 
     def slurm_log(self, job_id: str) -> Path:
         return self.logs / f"slurm-{job_id}.log"

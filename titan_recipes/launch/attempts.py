@@ -5,12 +5,13 @@ so does a person who resumes. A stop is never a failure. The count is read from 
 that SLURM or Kubernetes restarted on their own goes on counting.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from titan_recipes.config.job import Job
+from titan_recipes.config.layout import RankExit
 from titan_recipes.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER, LaunchError
 from titan_recipes.launch.record import Attempt, Outcome
 from titan_recipes.launch.rows import figure
@@ -86,6 +87,47 @@ def exit_code(attempts: Sequence[Attempt]) -> int:
         return EXIT_DONE
     code = attempts[-1].exit_code if attempts else EXIT_FAILED
     return code if code in NEVER_RETRIED else EXIT_FAILED
+
+
+def verdict(
+    attempts: Sequence[Attempt], max_restarts: int, *, by_person: bool
+) -> tuple[int, str] | None:
+    """(exit code, words) where a scheduler restarted a run that needs no further attempt.
+
+    by_person: the run was asked to stop by `cancel`.
+    """
+    if not attempts:
+        return None
+    last = attempts[-1]
+    if by_person:
+        return EXIT_DONE, "stopped by `cancel`; go on with: titan-recipes resume"
+    if last.outcome == "done":
+        return EXIT_DONE, "trained to its last step already"
+    if last.outcome == "failed" and last.exit_code in NEVER_RETRIED:
+        return last.exit_code, f"not retried: {last.cause}; mend it, then: titan-recipes resume"
+    if failures_in_a_row(attempts) > max_restarts:
+        return EXIT_FAILED, f"given up: {last.cause}; go on with: titan-recipes resume"
+    return None
+
+
+def ending(attempts: Sequence[Attempt], why: RankExit | None, *, nodes: int) -> Iterator[str]:
+    """Lines that say how the last attempt ended, first cause first, where it did not succeed."""
+    last = attempts[-1]
+    if last.outcome == "done" or why is None:
+        return
+    if last.exit_code in NEVER_RETRIED:  # told in its own words; logs/rank-*.log has the rest
+        yield f"error: {last.cause}"
+        return
+    yield f"attempt {last.number} {last.outcome}: {last.cause}"
+    if last.outcome == "stopped":
+        return
+    yield why.traceback
+    if last.final:
+        count = failures_in_a_row(attempts)
+        yield f"giving up: {count} failures in a row without a new checkpoint"
+    elif nodes == 1:
+        where = f"from step {last.step_to}" if last.step_to else "from the start"
+        yield f"starting again {where}"
 
 
 def measured(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -1,12 +1,13 @@
-"""What may change in a run that goes on: the length of the training, and what is written down."""
+"""The job of a run that goes on: what of it may change, and which one a node takes."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
-from titan_recipes.config.job import Job
+from titan_recipes.config.job import Job, decode, read_job, to_toml
+from titan_recipes.config.layout import RunLayout, replace_file
 from titan_recipes.config.resolve import with_overrides
-from titan_recipes.errors import ConfigError, Problem
+from titan_recipes.errors import ConfigError, LaunchError, Problem
 
 CHANGEABLE = ("training.steps", "checkpoint.", "metrics.")
 """What `resume --set` may change: the length of the training, and what is written down."""
@@ -49,3 +50,33 @@ def _fixed(job: Job) -> dict[str, Any]:
             if name in FIXED or not name.startswith((*CHANGEABLE, *FOLLOWING, "origin.overrides")):
                 fixed[name] = value
     return fixed
+
+
+def _placed_as(job: Job, other: Job) -> Job:
+    """`other` where `job` runs."""
+    origin = dataclasses.replace(other.origin, cluster=job.origin.cluster)
+    return dataclasses.replace(other, site=job.site, env=job.env, origin=origin)
+
+
+def adopt_job(layout: RunLayout, encoded: str, *, replaces: bool = False) -> Job:
+    """The run's job: the argument's, written to job.toml, or the one that is there already.
+
+    A scheduler that restarts a run brings the job it was launched with; what `resume --set` made of
+    it since is in the directory. replaces: the launcher does not see the directory, and it is the
+    argument that is newer. Raises ConfigError, or LaunchError where the directory holds another
+    job.
+    """
+    if not encoded:
+        return read_job(layout.job)
+    job = decode(encoded)
+    if not layout.job.exists():
+        layout.root.mkdir(parents=True, exist_ok=True)
+        replace_file(layout.job, to_toml(job))
+        return job
+    there = read_job(layout.job)
+    if replaces and is_same_training(job, _placed_as(job, there)):
+        replace_file(layout.job, to_toml(job))
+        return job
+    if there != job and not is_same_training(there, job):
+        raise LaunchError(f"{layout.root}: holds a run of another job; give the run another --name")
+    return there

@@ -22,32 +22,28 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from titan_recipes.config.job import Job, decode, read_job, to_toml
-from titan_recipes.config.layout import (
-    RankExit,
-    RunLayout,
-    read_exit,
-    replace_file,
-    write_exit,
-)
+from titan_recipes.config.job import Job
+from titan_recipes.config.layout import RankExit, RunLayout, read_exit, write_exit
 from titan_recipes.errors import EXIT_DONE, LaunchError, TitanRecipesError
 from titan_recipes.launch.attempts import (
     EXIT_FAILED,
     MOST_STOPS,
     NEVER_RETRIED,
     check_kept,
+    ending,
     exit_code,
-    failures_in_a_row,
     is_retried,
     measured,
     newest_checkpoint,
     saves,
     stops_in_a_row,
+    verdict,
 )
-from titan_recipes.launch.changes import is_same_training
+from titan_recipes.launch.changes import adopt_job
 from titan_recipes.launch.claim import CLOCK_SKEW, claim
 from titan_recipes.launch.node_log import NodeLog
 from titan_recipes.launch.node_options import Options, parse_options
+from titan_recipes.launch.pod import EXIT_STOPPED, Pod, pod_exit_code
 from titan_recipes.launch.preflight import preflight
 from titan_recipes.launch.record import (
     Attempt,
@@ -90,32 +86,46 @@ class Node:
         self._checkpoints = layout.root / job.checkpoint.folder
         self._log = NodeLog(layout.node_log(options.node_rank))
         self._stop = StopRequest(layout, job.fault_tolerance.grace_seconds)
+        ranks = job.plan.gpus_per_node
+        self._pod = Pod(options, layout, ranks, self._log) if options.in_pod else None
+        self._resumed = options.resumed  # and not started again since, by a scheduler
         self._excludes = False  # the preflight found nodes that the next start does without
 
     def run(self) -> int:
         """Train, again after failures, until the run is over for this node; its exit code."""
-        if self._options.node_rank > 0:
-            self._stop.install()
-            return self._follow_node_0()
+        code = self._lead() if self._options.node_rank == 0 else self._follow_node_0()
+        if self._pod:
+            attempts = self._attempts()
+            stops = self._stop.is_made and not self._stop.is_persons
+            code = pod_exit_code(code, attempts[-1] if attempts else None, stops=stops)
+        return code
+
+    def _lead(self) -> int:
+        """Node 0's part."""
         record = self._open_record()
-        if verdict := self._verdict(record.attempts):
-            code, words = verdict
+        if found := self._verdict(record.attempts):
+            code, words = found
             self._log.say(words)
             return code
         check_kept(self._layout.root, record.attempts, self._checkpoints)
-        resumed = self._options.resumed
+        if self._pod:
+            self._pod.assemble(lambda: self._stop.is_made)
+            if self._stop.is_made:
+                return EXIT_STOPPED
+        resumed = self._resumed
         while True:
             attempt = self._begin(record, resumed)
-            record = record.with_attempt(attempt)
-            write_record(self._layout, record)
+            record = replace(record, handle=_handle(record)).with_attempt(attempt)
+            self._write(record)
             why = self._train(attempt)
             if self._is_superseded(attempt):
                 self._log.say(f"attempt {attempt.number} left: another node has begun the next one")
                 return EXIT_FAILED
             record = self._end(record, why)
-            write_record(self._layout, record)
+            self._write(record)
             attempt, resumed = record.attempts[-1], False
-            self._tell(record, why)
+            for line in ending(record.attempts, why, nodes=self._options.nodes):
+                self._log.say(line)
             if attempt.final:
                 return exit_code(record.attempts)
             if self._options.nodes > 1 or attempt.outcome == "stopped" or self._excludes:
@@ -127,17 +137,18 @@ class Node:
         Raises LaunchError where another process is at it.
         """
         if not self._layout.record.exists():
-            handle = os.environ.get("TORCHX_JOB_ID", "")
-            scheduler = handle.partition("://")[0] or "local"  # started by hand
-            name = self._layout.root.name
+            scheduler = os.environ.get("TORCHX_JOB_ID", "").partition("://")[0]
             record = new_record(
-                self._job, name=name, scheduler=scheduler, handle=handle, command=()
+                self._job,
+                name=self._layout.root.name,
+                scheduler=scheduler or "local",  # started by hand
+                handle="",
+                command=(),
             )
             remember_outputs(self._layout.root.parent)
         else:
             record = read_record(self._layout)
-            handle = os.environ.get("TORCHX_JOB_ID", record.handle)  # `resume` submits another job
-            record = replace(record, handle=handle)
+        self._resumed = self._resumed and not self._started_again(record)
         last = record.attempts[-1] if record.attempts else None
         here = last and last.host == socket.gethostname()
         if last and here and process_start(last.pid) == last.pid_start:
@@ -149,8 +160,8 @@ class Node:
                 cause = "asked to stop, and ended before it had saved"
             record = self._end(record, RankExit(EXIT_FAILED, -1, cause))
             self._layout.requeue.unlink(missing_ok=True)  # this is the next start already
-            write_record(self._layout, record)
-        if self._options.resumed or (record.attempts and not self._stop.is_persons):
+            self._write(record)
+        if self._resumed or (record.attempts and not self._stop.is_persons):
             self._layout.stop.unlink(missing_ok=True)  # it was asked for before: done with
         self._stop.install()
         return record
@@ -158,20 +169,20 @@ class Node:
     def _attempts(self) -> tuple[Attempt, ...]:
         return read_record(self._layout).attempts if self._layout.record.exists() else ()
 
+    def _write(self, record: RunRecord) -> None:
+        write_record(self._layout, record)
+        if self._pod:
+            self._pod.tell(record.attempts[-1])
+
+    def _started_again(self, record: RunRecord) -> bool:
+        """Whether Kubernetes restarted what `resume` had submitted: its flags stay the same."""
+        return self._pod is not None and record.handle == _handle(record) != ""
+
     def _verdict(self, attempts: Sequence[Attempt]) -> tuple[int, str] | None:
-        """(exit code, words) where a scheduler restarted a run that needs no further attempt."""
-        if self._options.resumed or not attempts:
+        if self._resumed:
             return None
-        last = attempts[-1]
-        if self._stop.is_persons:
-            return EXIT_DONE, "stopped by `cancel`; go on with: titan-recipes resume"
-        if last.outcome == "done":
-            return EXIT_DONE, "trained to its last step already"
-        if last.outcome == "failed" and last.exit_code in NEVER_RETRIED:
-            return last.exit_code, f"not retried: {last.cause}; mend it, then: titan-recipes resume"
-        if failures_in_a_row(attempts) > self._job.fault_tolerance.max_restarts:
-            return EXIT_FAILED, f"given up: {last.cause}; go on with: titan-recipes resume"
-        return None
+        max_restarts = self._job.fault_tolerance.max_restarts
+        return verdict(attempts, max_restarts, by_person=self._stop.is_persons)
 
     def _begin(self, record: RunRecord, resumed: bool) -> Attempt:
         """Claim the next attempt. Raises LaunchError where another process just did."""
@@ -196,11 +207,18 @@ class Node:
 
         Raises LaunchError where node 0 neither begins one nor ends.
         """
-        started = datetime.fromisoformat(now())
-        deadline = time.monotonic() + JOIN_TIMEOUT.total_seconds()
+        self._stop.install()
         before = self._attempts()
         # A stop asked for before belongs to the past: node 0 takes it away.
         old = self._stop.moment if before or self._options.resumed else None
+        if self._pod:
+            if before:
+                self._resumed = self._resumed and not self._started_again(read_record(self._layout))
+            if before and before[-1].final and self._verdict(before):
+                return exit_code(before)
+            self._pod.assemble(lambda: self._stop.moment not in (None, old))
+        started = datetime.fromisoformat(now())
+        deadline = time.monotonic() + JOIN_TIMEOUT.total_seconds()
         while time.monotonic() < deadline:
             if attempts := self._attempts():
                 last = attempts[-1]
@@ -238,6 +256,8 @@ class Node:
         options, ranks = self._options, self._job.plan.gpus_per_node
         retry = ["--retry"] if attempt.number > 1 and not attempt.resumed else []
         meet = rendezvous(options.nodes, options.node_rank, options.master_addr, options.run_id)
+        if self._pod:
+            self._pod.begin_echo()
         torchrun = Torchrun(
             torchrun_command(
                 meet,
@@ -255,6 +275,10 @@ class Node:
                 torchrun.kill()
             elif options.nodes > 1 and _age(end) > PEER_SECONDS:
                 torchrun.kill()  # its ranks wait for some that are gone
+            if self._pod:
+                self._pod.echo()
+        if self._pod:
+            self._pod.echo(ended=True)
         if code == EXIT_DONE or self._is_superseded(attempt):
             return None
         if killed or stop_word(self._layout) == KILL_WORD:  # scancel signals torchrun too
@@ -320,8 +344,8 @@ class Node:
                 self._layout.requeue.touch()
             else:
                 self._layout.requeue.unlink(missing_ok=True)
-            # SLURM's script requeues the job: it goes on by itself.
-            final = not (goes_on and record.handle.startswith(SESSION))
+            # SLURM's script requeues the job, Kubernetes makes new pods: it goes on by itself.
+            final = not (goes_on and (self._pod or record.handle.startswith(SESSION)))
             last = replace(last, cause=cause, final=final)
         else:
             cause = why.cause
@@ -336,24 +360,10 @@ class Node:
                 self._layout.requeue.write_text(AGAIN, encoding="utf-8")
         return replace(record.with_attempt(last), measured=measured(rows) or record.measured)
 
-    def _tell(self, record: RunRecord, why: RankExit | None) -> None:
-        """Say how the attempt ended, first cause first, where it did not simply succeed."""
-        last = record.attempts[-1]
-        if last.outcome == "done" or why is None:
-            return
-        if last.exit_code in NEVER_RETRIED:  # told in its own words; logs/rank-*.log has the rest
-            self._log.say(f"error: {last.cause}")
-            return
-        self._log.say(f"attempt {last.number} {last.outcome}: {last.cause}")
-        if last.outcome == "stopped":
-            return
-        self._log.say(why.traceback)
-        if last.final:
-            count = failures_in_a_row(record.attempts)
-            self._log.say(f"giving up: {count} failures in a row without a new checkpoint")
-        elif self._options.nodes == 1:
-            where = f"from step {last.step_to}" if last.step_to else "from the start"
-            self._log.say(f"starting again {where}")
+
+def _handle(record: RunRecord) -> str:
+    """torchx's handle of what runs this; `resume` submits another job than the record's."""
+    return os.environ.get("TORCHX_JOB_ID", record.handle)
 
 
 def _age(file: Path) -> float:
@@ -363,32 +373,13 @@ def _age(file: Path) -> float:
     return 0.0
 
 
-def adopt_job(layout: RunLayout, encoded: str) -> Job:
-    """The run's job: the argument's, written to job.toml, or the one that is there already.
-
-    A scheduler that restarts a run brings the job it was launched with; what `resume --set` made of
-    it since is in the directory. Raises ConfigError, or LaunchError where the directory holds
-    another job.
-    """
-    if not encoded:
-        return read_job(layout.job)
-    job = decode(encoded)
-    if not layout.job.exists():
-        layout.root.mkdir(parents=True, exist_ok=True)
-        replace_file(layout.job, to_toml(job))
-        return job
-    there = read_job(layout.job)
-    if there != job and not is_same_training(there, job):
-        raise LaunchError(f"{layout.root}: holds a run of another job; give the run another --name")
-    return there
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this node's part; the exit code of the run contract."""
     options = parse_options(argv)
     layout = RunLayout(options.run_dir)
     try:
-        job = adopt_job(layout, options.job)
+        replaces = options.in_pod and options.resumed
+        job = adopt_job(layout, options.job, replaces=replaces)
         layout.logs.mkdir(exist_ok=True)
         return Node(options, layout, job).run()
     except TitanRecipesError as error:

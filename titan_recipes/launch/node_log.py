@@ -22,12 +22,20 @@ class NodeLog:
         """Append one line, newline included."""
         with self._lock:
             self._file.write(line)
-            if self._echo:
-                try:
-                    sys.stdout.buffer.write(line)
-                    sys.stdout.flush()
-                except OSError:  # who read it is gone; the run goes on
-                    self._echo = False
+            self._print(line)
+
+    def _print(self, line: bytes) -> None:
+        if self._echo:
+            try:
+                sys.stdout.buffer.write(line)
+                sys.stdout.flush()
+            except OSError:  # who read it is gone; the run goes on
+                self._echo = False
+
+    def tell(self, text: str) -> None:
+        """Print one line that is for who sees no file of the run."""
+        with self._lock:
+            self._print(f"{text}\n".encode())
 
     def say(self, text: str) -> None:
         """Append text."""

@@ -23,6 +23,7 @@ class Options:
     master_addr: str
     run_id: str
     resumed: bool
+    in_pod: bool
     trainer_module: str
 
 
@@ -42,6 +43,12 @@ def parse_options(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--run-id", default="", help="the scheduler's id, the same on all nodes")
     parser.add_argument(
         "--resumed", action="store_true", help="a person asked for it: past failures don't count"
+    )
+    parser.add_argument(
+        "--in-pod",
+        action="store_true",
+        help="in a Kubernetes pod: print what the launcher has to know, wait for late pods, "
+        "end so that Kubernetes starts a run again that was stopped, and no other",
     )
     parser.add_argument("--trainer-module", default=TRAINER_MODULE, help=argparse.SUPPRESS)
     given = vars(parser.parse_args(argv))

@@ -1,0 +1,153 @@
+"""The node entry point in a pod: what it prints for the launcher, how it ends, when it begins."""
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from live_runs import until
+from node_runs import NodeRun
+from past_runs import attempt as past_attempt
+
+from titan_recipes.config.job import encode, read_job
+from titan_recipes.config.layout import ATTEMPT_MARK
+from titan_recipes.config.site import Container
+from titan_recipes.launch.changes import change
+from titan_recipes.launch.pod import WAITING, pod_exit_code
+
+HANDLE = "titan_kubernetes://titan-recipes/default:run"
+SAVES_WHEN_ASKED = """
+    saved = len(list(root.glob("checkpoints/*")))
+    print("rank", rank, "of attempt", attempt, "goes on from", saved, flush=True)
+    (root / f"at-{attempt}-{rank}").touch()
+    while not stop.exists():
+        time.sleep(0.01)
+    commit(attempt)
+    if rank == 0:
+        requeue.touch()
+    sys.exit(0)
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHX_JOB_ID", HANDLE)
+
+
+def told(output: str) -> list[dict[str, Any]]:
+    """The attempts that a node told its launcher of."""
+    marked = [line for line in output.splitlines() if line.startswith(ATTEMPT_MARK)]
+    return [json.loads(line.removeprefix(ATTEMPT_MARK)) for line in marked]
+
+
+def test_pod_when_the_run_ends_tells_each_change_of_its_attempt_and_what_its_ranks_wrote(
+    make_run: Callable[..., NodeRun],
+) -> None:
+    run = make_run(
+        """
+        log = os.open(root / f"logs/rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(log, b"raw words\\nand the rest")
+        print("a line for people", flush=True)
+        commit(7)
+        """
+    )
+    code, output = run.finish("--job", encode(run.job), "--in-pod")
+    began, ended = told(output)
+    assert (code, began["outcome"], ended["outcome"], ended["step_to"]) == (0, "running", "done", 7)
+    for line in ("a line for people", "[rank 0] raw words", "[rank 0] and the rest"):
+        assert line in output.splitlines()
+    assert run.layout.node_log(0).read_text() == "a line for people\n"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "code"),
+    [("sys.exit(5)", 5), ("write_exit(2, 'bad'); sys.exit(2)", 2), ("rank or commit(1)", 0)],
+)
+def test_pod_when_its_attempt_ends_exits_so_that_kubernetes_retries_what_may_be(
+    make_run: Callable[..., NodeRun], trainer: str, code: int
+) -> None:
+    run = make_run(trainer, "plan.nodes=2")  # one of two: it is Kubernetes that starts it again
+    nodes = ["--job", encode(run.job), "--in-pod", "--nodes", "2", "--run-id", "run"]
+    second = run.start(*nodes, "--node-rank", "1")
+    first = run.start(*nodes, "--node-rank", "0")
+    outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [code, code], outputs
+
+
+def test_pod_when_the_run_is_given_up_exits_3(make_run: Callable[..., NodeRun]) -> None:
+    run = make_run("sys.exit(5)", "fault_tolerance.max_restarts=0")
+    code, output = run.finish("--job", encode(run.job), "--in-pod")
+    assert (code, told(output)[-1]["final"]) == (3, True)
+    assert run.finish("--job", encode(run.job), "--in-pod")[0] == 3  # started again all the same
+    assert len(run.attempts()) == 1
+
+
+def test_pod_when_evicted_saves_and_exits_143_and_the_next_pods_go_on(
+    make_run: Callable[..., NodeRun],
+) -> None:
+    run = make_run(SAVES_WHEN_ASKED, "plan.nodes=2")
+    nodes = ["--job", encode(run.job), "--in-pod", "--nodes", "2", "--run-id", "run"]
+    for number in (1, 2):
+        second = run.start(*nodes, "--node-rank", "1")
+        first = run.start(*nodes, "--node-rank", "0")
+        until(lambda n=number: (run.layout.root / f"at-{n}-1").exists(), f"attempt {number}")
+        until(lambda n=number: (run.layout.root / f"at-{n}-0").exists(), f"attempt {number}")
+        second.send_signal(signal.SIGTERM)  # either pod: the run directory tells the other
+        outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
+        assert [first.returncode, second.returncode] == [143, 143], outputs
+        assert f"rank 0 of attempt {number} goes on from {number - 1}" in outputs[0]
+    assert [(a.outcome, a.final, a.step_to) for a in run.attempts()] == [
+        ("stopped", False, 1),
+        ("stopped", False, 2),
+    ]
+
+
+def test_pod_when_another_one_is_late_waits_and_begins_no_attempt(
+    make_run: Callable[..., NodeRun],
+) -> None:
+    run = make_run("commit(1)", "plan.nodes=2")
+    nodes = ["--job", encode(run.job), "--in-pod", "--nodes", "2", "--run-id", "run"]
+    first = run.start(*nodes, "--node-rank", "0")
+    log = run.layout.node_log(0)
+    until(lambda: log.exists() and WAITING in log.read_text(), "node 0")
+    first.send_signal(signal.SIGTERM)
+    output, _ = first.communicate(timeout=60)
+    assert (first.returncode, told(output), run.layout.record.exists()) == (143, [], False)
+
+
+def test_pod_when_resumed_takes_the_new_job_and_counts_as_resumed_once(
+    make_run: Callable[..., NodeRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("sys.exit(5)", "fault_tolerance.max_restarts=0")
+    assert run.finish("--job", encode(run.job), "--in-pod")[0] == 3
+    longer = change(run.job, ["training.steps=99"])
+    site = replace(longer.site, container=Container(image="other"))
+    elsewhere = replace(longer, site=site, env={"A": "b"})
+    again = ("--job", encode(elsewhere), "--in-pod", "--resumed")
+    monkeypatch.setenv("TORCHX_JOB_ID", HANDLE + "-2")
+    assert run.finish(*again)[0] == 3
+    assert read_job(run.layout.job) == elsewhere
+    assert [attempt.resumed for attempt in run.attempts()] == [False, True]
+    assert run.finish(*again)[0] == 3  # Kubernetes made the same pod again: no third attempt
+    assert len(run.attempts()) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "final", "stops", "expected"),
+    [
+        (0, "done", True, False, 0),
+        (0, "stopped", False, True, 143),
+        (0, "stopped", True, True, 3),  # five stops in a row, or nothing is ever saved
+        (0, "stopped", True, False, 0),  # by a person
+        (1, "failed", False, False, 1),
+        (1, "failed", True, False, 3),
+        (2, "failed", True, False, 2),
+        (0, "running", False, True, 143),  # another node, which read the record too early
+        (143, "failed", True, True, 143),  # asked to stop before a resumed run began
+    ],
+)
+def test_pod_exit_code(code: int, outcome: Any, final: bool, stops: bool, expected: int) -> None:
+    last = past_attempt(outcome=outcome, final=final)
+    assert pod_exit_code(code, last, stops=stops) == expected
