@@ -20,6 +20,7 @@ from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.config.lora import uses_lora
 from titan_recipes.errors import NumericsError
+from titan_recipes.trainer.allocator import keep_pages
 from titan_recipes.trainer.build import build_model_parts, introduction
 from titan_recipes.trainer.checkpoint.store import Checkpointer
 from titan_recipes.trainer.compiled import Compilations
@@ -83,6 +84,7 @@ class Trainer:
         self.step = 0
         self.schedule_step = 0
         set_determinism(job.debug)
+        keep_pages(world.device)
         self.sequence_split = sequence_split(job, world)
         self.model_parts = build_model_parts(job, world)
         self.parameters = [p for part in self.model_parts for p in part.parameters()]
