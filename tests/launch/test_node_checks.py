@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from titan_recipes.launch.node_checks import (
     Finding,
     check_folder,
     check_gpus,
+    check_locked_memory,
     check_shm,
     check_xids,
     torch_build,
@@ -185,6 +187,20 @@ def test_torch_build_reads_the_version_without_importing_torch() -> None:
 
     assert torch_build()["__version__"] == torch.__version__
     assert torch_build().get("cuda") == torch.version.cuda
+
+
+def test_check_locked_memory_when_rdma_devices_meet_a_limit_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_limit(limit: int) -> Finding:
+        monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
+        return check_locked_memory(tmp_path)
+
+    assert at_limit(8 << 20).ok  # nobody registers anything
+    (tmp_path / "uverbs0").touch()
+    assert at_limit(resource.RLIM_INFINITY).ok
+    found = at_limit(8 << 20)
+    assert (found.ok, found.seen) == (False, "RDMA devices, but only 8 MiB may be locked")
 
 
 def test_shm_when_too_small_says_how_much_is_free() -> None:

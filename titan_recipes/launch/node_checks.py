@@ -10,6 +10,7 @@ says in its "Xid Errors" (docs.nvidia.com/deploy).
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ XIDS = {
 XID_LINE = re.compile(r"^\[\s*(\d+\.\d+)\].*NVRM: Xid \(PCI:([\da-fA-F:.]+)[^)]*\): (\d+)", re.M)
 VERSION_LINE = re.compile(r"^(\w+)(?::[^=\n]+)? = '([^'\n]*)'", re.MULTILINE)
 SHM = Path("/dev/shm")
+RDMA_DEVICES = Path("/dev/infiniband")
 ROCM = ("mi",)  # AMD's GPUs, by the start of their names in the hardware table
 LOOK_ELSEWHERE = "take another node"
 
@@ -69,6 +71,7 @@ def check_node(
     return [
         *check_gpus(gpu, num_wanted, torch),
         check_shm(min_shm_gib),
+        check_locked_memory(),
         *(check_folder(folder) for folder in folders),
     ]
 
@@ -285,6 +288,18 @@ def check_shm(min_gib: float, place: Path = SHM) -> Finding:
         cure = f"remove what others left in {place}; in a container make it larger (--shm-size)"
         return Finding("shared memory", False, f"{seen}, {min_gib:g} are wanted", cure)
     return Finding("shared memory", True, seen)
+
+
+def check_locked_memory(devices: Path = RDMA_DEVICES) -> Finding:
+    """RDMA registers buffers that must stay in memory: NCCL fails on them at any usual limit."""
+    if not any(devices.glob("uverbs*")):
+        return Finding("locked memory", True, "no RDMA devices here")
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY:
+        return Finding("locked memory", True, "RDMA devices, memlock unlimited")
+    cure = "set LimitMEMLOCK=infinity for slurmd or the container runtime; ulimit -l"
+    seen = f"RDMA devices, but only {limit / 2**20:.0f} MiB may be locked"
+    return Finding("locked memory", False, seen, cure)
 
 
 def check_folder(folder: Path) -> Finding:
