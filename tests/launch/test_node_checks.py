@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from titan_recipes.launch import node_checks
 from titan_recipes.launch.node_checks import (
     XID_HOURS,
     Finding,
@@ -189,16 +190,29 @@ def test_torch_build_reads_the_version_without_importing_torch() -> None:
     assert torch_build().get("cuda") == torch.version.cuda
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="capabilities are taken from root")
+def test_has_capability_when_it_was_dropped_says_no() -> None:
+    code = "from titan_recipes.launch.node_checks import *; print(has_capability(CAP_IPC_LOCK))"
+    program = [sys.executable, "-c", code]
+    kept, dropped = (
+        subprocess.run([*words, *program], capture_output=True, text=True, check=True).stdout
+        for words in ((), ("setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"))
+    )
+    assert (kept, dropped) == ("True\n", "False\n")
+
+
 def test_check_locked_memory_when_rdma_devices_meet_a_limit_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def at_limit(limit: int) -> Finding:
+    def at_limit(limit: int, *, capable: bool = False) -> Finding:
         monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
+        monkeypatch.setattr(node_checks, "has_capability", lambda number: capable)
         return check_locked_memory(tmp_path)
 
     assert at_limit(8 << 20).ok  # nobody registers anything
     (tmp_path / "uverbs0").touch()
     assert at_limit(resource.RLIM_INFINITY).ok
+    assert at_limit(8 << 20, capable=True).ok
     found = at_limit(8 << 20)
     assert (found.ok, found.seen) == (False, "RDMA devices, but only 8 MiB may be locked")
 

@@ -45,6 +45,8 @@ XID_LINE = re.compile(r"^\[\s*(\d+\.\d+)\].*NVRM: Xid \(PCI:([\da-fA-F:.]+)[^)]*
 VERSION_LINE = re.compile(r"^(\w+)(?::[^=\n]+)? = '([^'\n]*)'", re.MULTILINE)
 SHM = Path("/dev/shm")
 RDMA_DEVICES = Path("/dev/infiniband")
+CAP_IPC_LOCK = 14
+"""Locks memory beyond any limit."""
 ROCM = ("mi",)  # AMD's GPUs, by the start of their names in the hardware table
 LOOK_ELSEWHERE = "take another node"
 
@@ -295,11 +297,18 @@ def check_locked_memory(devices: Path = RDMA_DEVICES) -> Finding:
     if not any(devices.glob("uverbs*")):
         return Finding("locked memory", True, "no RDMA devices here")
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if limit == resource.RLIM_INFINITY:
-        return Finding("locked memory", True, "RDMA devices, memlock unlimited")
+    if limit == resource.RLIM_INFINITY or has_capability(CAP_IPC_LOCK):
+        return Finding("locked memory", True, "RDMA devices, memory may be locked")
     cure = "set LimitMEMLOCK=infinity for slurmd or the container runtime; ulimit -l"
     seen = f"RDMA devices, but only {limit / 2**20:.0f} MiB may be locked"
     return Finding("locked memory", False, seen, cure)
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process has a capability that counts (capabilities(7))."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) >> number & 1)
 
 
 def check_folder(folder: Path) -> Finding:
