@@ -277,9 +277,13 @@ def test_render_takes_the_cluster_profile(workplace: Path):
     assert run("render", "llama3_debug", "--cluster", "./c.toml", "-o", "out").exit_code == 0
     assert '[env]\nA = "b c"\n' in (workplace / "out" / "job.toml").read_text()
     assert "/shared" in (workplace / "out" / "component.py").read_text()
-    result = run("render", "llama3_debug", "--scheduler", "kubernetes", "-o", "other")
-    assert result.exit_code == 2
-    assert not (workplace / "other").exists()
+    result = run("render", "llama3_debug", "--scheduler", "kubernetes", "-o", "pods")
+    assert result.exit_code == 0, result.stderr
+    assert {path.name for path in (workplace / "pods").iterdir()} == {
+        "component.py",
+        "job.toml",
+        "job.yaml",
+    }
     assert run("render", "llama3_debug", "--scheduler", "slurm", "-o", "other").exit_code == 0
     script = (workplace / "other" / "train.sbatch").read_text()
     assert f"run_dir={workplace}/outputs/llama3_debug-" in script

@@ -224,7 +224,7 @@ def test_launch_when_it_cannot_be_refuses_and_writes_nothing(
         ("-x", "local", "not a run name"),
         ("a/b", "local", "not a run name"),
         ("x" * 64, "local", "not a run name"),
-        ("x", "kubernetes", "--scheduler kubernetes: not supported yet; use one of: local, slurm"),
+        ("x", "podman", "--scheduler podman: not supported yet; use one of: local, slurm"),
         ("x", "slurm", "there is no sbatch on this machine's PATH; run this on a login node"),
     ]:
         with pytest.raises(LaunchError, match=words):

@@ -7,21 +7,35 @@ a profile does not say is not checked.
 
 import math
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Literal
 
 from titan_recipes.config.hardware import ANY_GPU, GPUS, NO_GPU
 from titan_recipes.config.home import expanded, user_folder
+from titan_recipes.config.kubernetes import (
+    POD_OUTPUTS,
+    gang_problems,
+    outputs_problems,
+    reserved_env_problems,
+)
 from titan_recipes.config.load import did_you_mean, read_section, read_toml, show
 from titan_recipes.config.schema import Plan, section
-from titan_recipes.config.site import Site, env_problems, site_problems
+from titan_recipes.config.site import Site, env_problems, secret_problems, site_problems
 from titan_recipes.config.slurm_time import limit_seconds
 from titan_recipes.errors import BundleError, ConfigError, Problem
 
-LATER = ("kubernetes",)
-OF_SLURM = ("slurm", "setup", "container", "mounts", "secrets", "preflight")
-"""What only SLURM's jobs honour."""
+HONOURED_BY = {
+    "slurm": ("slurm",),
+    "setup": ("slurm",),
+    "container": ("slurm", "docker", "kubernetes"),
+    "mounts": ("slurm", "docker"),
+    "secrets": ("slurm", "docker", "kubernetes"),
+    "preflight": ("slurm", "kubernetes"),
+    "kubernetes": ("kubernetes",),
+}
+"""Key of a profile -> the schedulers whose jobs honour it; the others are everybody's."""
 EARLY_SECONDS = 60
 
 
@@ -31,8 +45,6 @@ class Cluster(Site):
 
     scheduler: Literal["local", "docker", "slurm", "kubernetes"] = "local"
     """What runs jobs here."""
-    outputs: str = ""
-    """Where run directories go, as the job sees it; "" = $TITAN_RECIPES_OUTPUTS, else ./outputs."""
     env: dict[str, str] = field(default_factory=dict[str, str])
     """Environment of every rank. No secrets: it is written into job.toml."""
 
@@ -80,33 +92,54 @@ def find_cluster(name: str | None) -> tuple[str, Cluster]:
 
 def read_cluster(path: Path) -> Cluster:
     """Read a profile. Raises ConfigError."""
-    data = read_toml(path)
-    later = [
-        Problem(str(path), key, "not supported yet", "remove it") for key in data if key in LATER
-    ]
-    if later:
-        raise ConfigError(later)
-    cluster = read_section(Cluster, data, str(path))
+    data, where = read_toml(path), str(path)
+    cluster = read_section(Cluster, data, where)
     problems = [
-        Problem(
-            str(path), key, f'has no effect with scheduler = "{cluster.scheduler}"', "remove it"
-        )
-        for key in data
-        if key in OF_SLURM and cluster.scheduler != "slurm"
+        *_idle_problems(cluster, data, where),
+        *env_problems(cluster.env, where),
+        *site_problems(cluster, where),
+        *secret_problems(cluster.secrets, cluster.scheduler, where),
     ]
-    problems += [*env_problems(cluster.env, str(path)), *site_problems(cluster, str(path))]
+    if cluster.scheduler == "kubernetes":
+        problems += outputs_problems(
+            cluster.outputs or POD_OUTPUTS, cluster.kubernetes, where, "outputs"
+        )
+        problems += reserved_env_problems(cluster.env, where, "env")
+        problems += reserved_env_problems(cluster.secrets, where, "secrets")
+        wanted = cluster.preflight.min_shm_gib
+        if cluster.preflight.enable and wanted > cluster.kubernetes.shm_gib:
+            got = f"{wanted}, but the pods have kubernetes.shm_gib = {cluster.kubernetes.shm_gib}"
+            problems.append(Problem(where, "preflight.min_shm_gib", got, "raise shm_gib"))
     gpu = cluster.hardware.gpu
     if gpu and gpu not in GPUS and gpu != NO_GPU:
         cure = did_you_mean(gpu, GPUS) or f"known: {', '.join(GPUS)}"
-        problems.append(Problem(str(path), "hardware.gpu", f'got "{gpu}"', cure))
+        problems.append(Problem(where, "hardware.gpu", f'got "{gpu}"', cure))
     if problems:
         raise ConfigError(problems)
     return cluster
 
 
+def _idle_problems(cluster: Cluster, data: Mapping[str, object], where: str) -> Iterator[Problem]:
+    """Keys that the profile's scheduler would not look at."""
+    scheduler = cluster.scheduler
+    idle = f'has no effect with scheduler = "{scheduler}"'
+    for key in data:
+        if scheduler not in HONOURED_BY.get(key, (scheduler,)):
+            yield Problem(where, key, idle, "remove it")
+    runtime = cluster.container.runtime
+    if runtime != "none" and scheduler in ("docker", "kubernetes"):
+        got = f'got "{runtime}", with scheduler = "{scheduler}"'
+        yield Problem(where, "container.runtime", got, "remove it: jobs there are containers")
+    if cluster.preflight.exclude_bad_nodes and scheduler == "kubernetes":
+        cure = "remove it; kubectl cordon the node that the preflight names"
+        yield Problem(where, "preflight.exclude_bad_nodes", idle, cure)
+
+
 def check_fits(plan: Plan, cluster: Cluster, where: str) -> list[Problem]:
-    """What of a plan the cluster's hardware can't hold; unknown facts are not checked."""
+    """What of a plan the cluster can't hold; unknown facts are not checked."""
     have, problems = cluster.hardware, list[Problem]()
+    if cluster.scheduler == "kubernetes":
+        problems += gang_problems(cluster.kubernetes, plan.nodes, where)
     if plan.gpu == NO_GPU:
         return problems
     if have.gpu and plan.gpu not in (ANY_GPU, have.gpu):

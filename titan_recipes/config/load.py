@@ -120,7 +120,7 @@ def hints(cls: type) -> dict[str, Any]:
 
 def subsection(hint: Any) -> type | None:
     """The dataclass that a field holds (also behind `| None`), or None for a plain value."""
-    if typing.get_origin(hint) is tuple:
+    if typing.get_origin(hint) in (tuple, dict):
         return None
     for candidate in (hint, *typing.get_args(hint)):
         if dataclasses.is_dataclass(candidate) and isinstance(candidate, type):
@@ -132,6 +132,9 @@ def field_hint(cls: type, dotted: str) -> Any | None:
     """The type of `dotted` below the section `cls`; None where there is no such key."""
     hint: Any = cls
     for part in dotted.split("."):
+        if typing.get_origin(hint) in (tuple, dict):  # `part` is an index, or a name of the user's
+            hint = typing.get_args(hint)[-1 if typing.get_origin(hint) is dict else 0]
+            continue
         owner = subsection(hint)
         if owner is None or part not in hints(owner):
             return None

@@ -9,6 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Literal
 
+from titan_recipes.config.kubernetes import (
+    FROM_SECRET,
+    Kubernetes,
+    kubernetes_problems,
+    secret_reference,
+)
 from titan_recipes.config.load import did_you_mean, show
 from titan_recipes.config.schema import NonNegative, NonNegativeFloat, section
 from titan_recipes.config.slurm_time import limit_seconds
@@ -91,8 +97,13 @@ class Preflight:
 
 @section
 class Site:
-    """[site] of a job: what its cluster profile says beside scheduler, outputs and env."""
+    """[site] of a job: what its cluster profile says beside scheduler and env."""
 
+    outputs: str = ""
+    """Where run directories go, as the job sees it; "" = $TITAN_RECIPES_OUTPUTS, else ./outputs.
+
+    Under Kubernetes a path in the pods, on one of their volumes; "" = /outputs.
+    """
     hardware: Hardware = field(default_factory=Hardware)
     slurm: dict[str, str | int | bool] = field(default_factory=dict[str, str | int | bool])
     """sbatch options by their own long names; true = a flag, false = left out."""
@@ -102,8 +113,9 @@ class Site:
     mounts: dict[str, str] = field(default_factory=dict[str, str])
     """Folder of the host -> folder in the container; ":ro" at the end = read-only."""
     secrets: dict[str, str] = field(default_factory=dict[str, str])
-    """Environment variable -> "env" (the submitter's) or "file:PATH"."""
+    """Environment variable -> "env" (the submitter's), "file:PATH" or "secret:SECRET/KEY"."""
     preflight: Preflight = field(default_factory=Preflight)
+    kubernetes: Kubernetes = field(default_factory=Kubernetes)
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -129,10 +141,38 @@ def site_problems(site: Site, where: str) -> Iterator[Problem]:
         if not ENV_NAME.fullmatch(name):
             cure = "use letters, digits and '_', no digit first"
             yield Problem(where, key, "not the name of an environment variable", cure)
-        elif source != FROM_ENV and not (source.startswith(FROM_FILE) and is_one_line(source)):
+        elif not _is_source(source):
             # The value may be the secret itself: it is not repeated.
-            cure = f'use "{FROM_ENV}", or "{FROM_FILE}" and a path; the secret itself goes nowhere'
+            cure = (
+                f'use "{FROM_ENV}", "{FROM_FILE}" and a path, or under Kubernetes '
+                f'"{FROM_SECRET}NAME/KEY"; the secret itself goes nowhere'
+            )
             yield Problem(where, key, "does not say where the secret is", cure)
+    yield from kubernetes_problems(site.kubernetes, where)
+
+
+def secret_problems(secrets: Mapping[str, str], scheduler: str, where: str) -> Iterator[Problem]:
+    """Secrets whose source a scheduler's jobs can't reach."""
+    for name, source in secrets.items():
+        if scheduler == "kubernetes" and not source.startswith(FROM_SECRET):
+            got = "pods can't see the submitter's environment and files"
+            key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "token"
+            cure = (
+                f"kubectl create secret generic {key} --from-literal=value=..., then "
+                f'{name} = "{FROM_SECRET}{key}/value"'
+            )
+            yield Problem(where, f"secrets.{name}", got, cure)
+        elif scheduler != "kubernetes" and source.startswith(FROM_SECRET):
+            got = f'has no effect with scheduler = "{scheduler}"'
+            cure = f'use "{FROM_ENV}", or "{FROM_FILE}" and a path'
+            yield Problem(where, f"secrets.{name}", got, cure)
+
+
+def _is_source(source: str) -> bool:
+    """Whether this is where a secret can be."""
+    if source.startswith(FROM_FILE):
+        return is_one_line(source)
+    return source == FROM_ENV or secret_reference(source) is not None
 
 
 def _option_problems(name: str, value: str | int | bool, where: str) -> Iterator[Problem]:
@@ -188,6 +228,7 @@ def env_problems(env: Mapping[str, str], where: str) -> Iterator[Problem]:
             yield Problem(where, key, "not the name of an environment variable", cure)
         elif SECRET_NAME.fullmatch(name):
             got = "a secret in a profile would be written into job.toml"
-            yield Problem(where, key, got, f'move it to [secrets]: {name} = "env" or "file:PATH"')
+            forms = f'"{FROM_ENV}", "{FROM_FILE}PATH" or "{FROM_SECRET}NAME/KEY"'
+            yield Problem(where, key, got, f"move it to [secrets]: {name} = {forms}")
         elif "\0" in value or "\n" in value:
             yield Problem(where, key, f"got {show(value)}", "must be one line without NUL")

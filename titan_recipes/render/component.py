@@ -41,6 +41,7 @@ def render(
         "name": name,
         "outputs": outputs,
         "image": image,
+        "python": job.site.container.python,
         "nodes": job.plan.nodes,
         "gpus": gpus,
         "env": job.env,

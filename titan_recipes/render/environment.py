@@ -1,6 +1,6 @@
-"""The one jinja environment: sandboxed, nothing undefined, three filters for three languages.
+"""The one jinja environment: sandboxed, nothing undefined, a filter for each language.
 
-`| sh` quotes for a POSIX shell, `| tojson` writes JSON (and so YAML), `| repr` writes Python.
+`| sh` quotes for a POSIX shell, `| tojson` writes JSON, `| yaml` YAML, `| repr` Python.
 Templates do no arithmetic: what they show is computed before.
 """
 
@@ -13,6 +13,7 @@ from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 from titan_recipes.config.data_root import data_root
+from titan_recipes.render.yaml_text import to_yaml
 
 PACKAGED = Path(__file__).parent / "templates"
 
@@ -20,14 +21,16 @@ PACKAGED = Path(__file__).parent / "templates"
 def environment(search_path: Sequence[Path] = ()) -> SandboxedEnvironment:
     """The environment; a template in `search_path` wins over the packaged one of its name."""
     jinja = SandboxedEnvironment(
-        loader=FileSystemLoader([*search_path, PACKAGED, data_root() / "slurm"]),
+        loader=FileSystemLoader(
+            [*search_path, PACKAGED, data_root() / "slurm", data_root() / "k8s"]
+        ),
         undefined=StrictUndefined,
         autoescape=False,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    jinja.filters.update(sh=quote, tojson=json.dumps, repr=repr)
+    jinja.filters.update(sh=quote, tojson=json.dumps, yaml=to_yaml, repr=repr)
     return jinja
 
 

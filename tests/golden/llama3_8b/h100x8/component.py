@@ -4,6 +4,9 @@
 #
 #   torchx run -s titan_local component.py:train           # detached, on this machine
 #   torchx run -s titan_slurm component.py:train           # submitted to SLURM
+#   torchx run -s titan_kubernetes component.py:train      # submitted to Kubernetes
+#   torchx run -s kubernetes -cfg queue=default component.py:train --image IMAGE \
+#     --outputs /outputs --mounts type=volume,src=CLAIM,dst=/outputs   # by torchx itself, to Volcano
 #   torchx run -s local_cwd component.py:train --name my-run
 #   torchx run -s local_cwd component.py:train --help      # every argument
 #
@@ -18,43 +21,46 @@ from typing import Dict, List, Optional
 import torchx.specs as specs
 
 JOB = (
-    'eNq1WEtv7LwN3ftXDLxuJp5HcicFvgL9ChRdFOiyiyAQZFueEUa2HEnO4y7623tIWbbn0Yt20SzuHVG0JFLk4aFenap0'
-    'r96yTrZq9dsqN0a2cicOZZ59KOe17UharDfrIs_80LbSfZPk76S32q03q8Pvq8bZduUrJ0N1WuGLv-z_uNo8H1alNoZW'
-    'CPasOp9ntWrkYILojeRlT5ui-DrkmVPvg3bKk-xPv2GzPAvySMPXbIW_8VT5H-Kodyo4qTuM37AmhpUMqqav8yx7bW2t'
-    'zFvWyFab79kmbK9bDPfFy3PWCSO_YR_Guy1GJyXraXD-mMaHjH6J-OVme8iapkuj_W73nH3YSpbC658qKmyfsLh1pJC7'
-    '1tPPnAVC9bTgRj0UT1EwdDoI2zReBUw00niV9dYHQbN-Er2fxbhgHMsQVBfgVlFqOavJKugPGcYL89oMuK9KGiVUW6q6'
-    '1t3R31mDVSAv1sVSapsgKtmPE3YI_RCupQt13Z3vLV7KChfPF-PrXuJARtNBxKfuavtJ62RHY0tphEK0fbPA2V6JcFJB'
-    'YvhU0N96KRUGLjfjGYK-a9-pEdLDr170MpxiYHAQ4p7cQlbZDvuGGAivb1nvdBeEbCARcW7MgLjsGFtrPgx5Dpu-ZWcd'
-    'TUxh1uAqrKPgIdc5fdQdDGzll_DqXRhF6x02L9vM2E_RIPbF9AWyLDvp4-lKvIe4JNMb6QNHaRJ4w26k79rlVcaBkMaM'
-    '0crOckNHmYIhfpI5lIjIfRjFsZkd-wEug_Ek4vCHJGXqRf7_o1MrVrLNSuHEYfU3Vsle1VevqvAW_R1X8wrOrPlnXI9O'
-    '0yt5Fq1qrfsWR12OUm8HV6mUyvES3-a7o4l_Pa4rWZ3UY9BBdg8RwfxjdP9jcvjj9M2aLy2noHCqt7REC9898AePDGQP'
-    'ALKHw--0ZS2DfBuPMUZFUF9BnBXbTb8RNycZRFAt_BfUBcTYamgR_bhuf57ixp-GpjGT331wCuDUHScFRyAjCWog2mZs'
-    'Hi7ORT90Qyt6ZyuMHjZ0a842Osae6mSJe54k85byA_niJIwQjTV1dF3USxN5lsYUbhQARZI4wXjCoDbLPqVrB0r_Xdp4'
-    'vD_fyd6fbLjc_mpycY6rGUZtYLqucNfGHhfnGfcBonjrSitdnbxYa89TlTUWOU2Ze-uAcrFpQE1jaQN9ygwnl7A17vQp'
-    'u7pcZLztg24pjOYa-edatv_MM-NizBbFjpNxw8MX_r2Nv5-yGfUP2ScniqhRrhjq1ptMI4QUBcyE3M3gVZ1nSjoDBwXV'
-    'Cx2B9DPaHs_VDoDX1tKXQ5v28lgFYRO-ez5mLx0ODCjLk21VP1DBMVbOKx2dHfox0LNXg2RF7NWDIYPjffMpSGMLU5GK'
-    'AWiWRIhHNge-hAEsQBJHUTpHZVEfVJ4h4gXWn1ANrqNo5lLOwUypF4thXu3zNFzANSM_nAGaMZXcVEAupE-bbXYFtoS_'
-    'Yx2lIyYD9lRffuWfyZ0kDrst2fGlAGaEO1QdBPuZNEpW2Tzfqjh4tLpcxVjvRXUaurOISBm9yeKzcp0yHLPWVac8-ylY'
-    'HgNoRMpjldLkiQe1KofjInCTX9fkRzKJQxhQ8mndOVY8AmFUOE_1eiEeqQiuK-bpLHKqUeTm6Q4jHsEBxiijfRsvUSQJ'
-    'Aa7RFYelOjoVb-xSxZ8Q2PM0VmxAFvBlnIjFGCk7xn8-kkgUdMaEeaHlDiM2sNeSwnWmS__dVeJqlYX5PSzq1N31UVEG'
-    'gs33scBxhSHNMPKIm48b7cDskKFHnErhVBP_3NzRNvJ_UqbJWGjpk-jEW72U2OTEzV83qHb_WUdU_iPm3K1Oqytnr5Lw'
-    'VotogAvz2IJMGeaO0b9gBFxX77n3Zo7CFxkOtlJFLKdSGaQ2-a2uswyDQL6T5YCB-AgIYRy8OtRiz3HqF0F1_XFl2_aC'
-    '4oKN1AhSqmZwY3XuLWpSqtGpbI3BByY956WY1X3Sm-vWYjLP8K9yH8x_N4RcSPGg5eihGSkvxDE6bcfdEC9-MY08PzXT'
-    'vdxOifdBorb-VDMoxvjkGr9c-3rycmX4z8J_t4AaE7GNlDPnUZ6dFUof0SssdmbKwSci3I4Brr4qM9TEXWzLp43V_3Ui'
-    'RSnlsM7swjn-wLkQJl4BqO9M82YXZoGNTi2WWN5vOrhXRjFpAs1IP0GjBDGIWNttnxPiQgL_VARqlQLQIZDQXsGXLYEh'
-    'uKwovxlb5ga4tQpdB5TcGrGsuPNlF9tUu0ejr8tX4hF2zryRfJVDfVSxmDxlH9oPaGd-TqQtzlKwq2CXBcAj_HBoNHFM'
-    'NyY2RkQDFR41IDrnAqqvaxNZDEZ5nRsktp2KWTBZTuR97PwJz9n2Rdqh-xqoGuXXtDl7TYG7JmiSbs0Rd5gDhOpMlDEf'
-    'jCiRDtPPFzPq1N9ggLqKPTOzSFoh6cc-RCSSiD5QGy5d40Xiws4aF99iqwkM2mHsIJJnro_cfiHAvpr-QH3cBt03pQPT'
-    'A7jZ6kgqwJyD7fLrI8TvqqFERt4cJzo0dvbs0sXezAmRF207uWy24r4enfPe9vnFl2DqaK6IdxN-PWfS9CeZGtogHYVc'
-    'rK3TJ4Syb4xKAkRcWXqH4HaSn2uIkBLPuTO3iXPIsHJoUqXaMt273xwxnqfO6EJFc4ulGv3Fzzo4vsintJ-CPHuNr1vB'
-    'gjxTpXpj0omUgWUc0juwbTrQpQFTDqQcsxXVfHYubQCCa_NL8WRuO1qKZUaqJXQd31VYbzS7YPKdNKaq7VWrRQTfqVqS'
-    'Hagvumage7s-3QVHF7Pif0nXDwtavi32h2zu9BYtxfIE_3_6yuCE7FQqem6GsqCr2fCllDrh7rI8AKFHQF-SlWUjyQ8T'
-    '2Acg1Uoxvy0RXT0qftjJm7J6UdtSPj01xbaQcvejKeWz_FHsMGqef5QvT88Y_Gh2paqVKhp1aF5KqQ67cgu1XZ6VQ1eb'
-    'EYGu31lRMOGsER6JkDldz5kGD6Ni1Wj7rDP1fGNMxkcaH4_bR9LOs1XPshD_6-N_qv9la4YsqDVdmqyqgSGQXxHHAHje'
-    'X7wdxYK_37zsd8X-bksa280k2h04xRORvWz0-CmF-jV-3C12xfZ5s6UwNCikvB9vTef88bLZ7_cvL9uCHrW6D3KR10FR'
-    'pATOzNckWpM3cDLMje9l-c1TWgFPDTFqbx69mNQBEjqQhpSDvK43g2unXYjqAusoEdzQEQSQcmepudZtZP5069_IZb73'
-    '-GtarbX4yk_LAYWcWowpPQw1mDdJn6hWicBOj4Vj1CPL_KkdbeFnSEBehcw_C39Wnwuoe1pHFCrBkj91HU4LB_wb_hRa'
-    '5g=='
+    'eNq1WMuO5LoN3fsrGl5nquvVPdUBboDcAEEWAbLMotEQZFuuUkq2PJLcj1nk23NISbbrcS-SRXoxU6JoiaTIwyO9OlXr'
+    'Qb0VvezUwy8PpTGykztxqMriXTmvbU_S9WqzWpeFH7tOui-S_J30HnarzcPh14fW2e7B106G-vSAL_6y_-PD5vnwUGlj'
+    'aIVgz6r3ZdGoVo4miMFIXva0Wa8_D2Xh1I9RO-VJ9qdfsFlZBHmk4WvxgL9kVfmHOBqcCk7qHuM3rIlhLYNq6OuyKF47'
+    '2yjzVrSy0-Zr9gnb6w7D_frlueiFkV_wD-PdFqOTks00OL9P40NBv0T8crM9FG3b59F-t3su3m0tK-H1TxUVtk9Y3DpS'
+    'KF3n6WfJAqEGWnCjvq2fomDsdRC2bb0KmGil8aoYrA-CZv0k-nEWacE4liGoPiCsotJyVpN10O8ypAPz2ow4r1oaJVRX'
+    'qabR_dHfWYNVIF-v1kupbYOo5ZAm7BiGMVxLF-q6P99bvJI1Dp4PxjeDhEFGkyHiQ_eN_aB1iqOxlTRCIdu-WODsoEQ4'
+    'qSAxfFrT32opFQYhN8mGoO_6d2qF9IirF4MMp5gYnIQ4J7eQ1bbHviEmwutbMTjdByFbSEScSxUQl025tWJjKHLY9K04'
+    '6-hiTrMWR2EdJQ-Fzumj7uFgJz-FVz-EUbTeYfOyLYz9EC1yX0xfoMqKkz6ersR7iCtyvZU-cJZmgTccRvquWx5lHAhp'
+    'TMpWDpYbe6oUDPGT3KFCRO3DKc7N4jiMCBmcJxGnPyS5Ui_q_x-9emAl2z4oWBwe_sYqxav6HFQd3mK842peIZgN_4zr'
+    'kTWDkmfRqc66L3HUVZJ6O7pa5VKOh_g2nx1N_PtxVcv6pB6DDrL_FhHMP8bwP-aAP07frPjQSkoKpwZLS3SI3Tf-4JGB'
+    '7BuA7NvhV9qykUG-JTNSVgT1GcRZsd_0G3lzkkEE1SF-QV1AjK3HDtmP4_bnKW_8aWxbM8XdB6cATv1xUnAEMpKgBqJt'
+    'we7h4FyMQz92YnC2xujbhk7N2VbH3FO9rHDOk2TeUr6jXpyEE6K1pomhi3p5oizymNKNEmCdJU4wnjCozbIP6bqRyn-X'
+    'N07n53s5-JMNl9tfTS7suJph1Aam6xpnbexxYU_aB4jirausdE2OYqM9T9XWWNQ0Ve5tAKrFpgE9jaUt9KkynFzCVtrp'
+    'Q_ZNtah4OwTdURrNPfLPjez-WRbGxZxdr3dcjBsevvDvbfz9VMyofyg-uFBEg3bFULfaFBoppChhJuRuR6-aslDSGQQo'
+    'qEHoCKQf0fdoVzcCXjtLX45d3stjFaRN-BrYzEE6GAwoK7Nv9TBSwzFWzisdnR2HlOjFq0GxIvea0ZDD8bzZCtLYwlWU'
+    'YgCaZRHykd1BLOEAC1DEUZTtqC36gyoLZLzA-hOqIXSUzdzKOZmp9GIzLOt9mYcLuGbkRzBAM6aWmxvIhfRpsy2uwJbw'
+    'N_VRMjE7sKf-8nvxmcJJ4rDbkh-fCmBGuEPdQXCcSaNilc3zrYpDROvLVYz1XtSnsT-LiJQxmiw-K9crwzlrXX0qi5-C'
+    '5TGBElIe61wmTzxoVDUeF4mb47qiOJJLnMKAkg_rzrHjEQijw3nq1wtxoiI4rlins8ipVlGYpzOMeIQAGKOM9l08RJEl'
+    'BLhG15yW6uhUPLFLFX9CYs_TWLEFWcCXcSI2Y5Rsyv8ykUg0dMaEeaHlDgkbOGpZ4brSpf_qa3G1ysL9AR716u766Cgj'
+    'weaP1OC4w5BmSDzi5uNWOzA7VOgRVilYNfHPzR1tI_8nZZqMjZY-iUG81cuFTUHc_HWDbvfbOqL277HmbnU6XTt7VYS3'
+    'WkQDXJjHFmTKMHeM8QUj4L56L7w3c5S-qHCwlTpiObXKILUpb3WdZRgE8p0sJwzER0AI4-CVUYs909TvJNX1x7XtuguK'
+    'CzbSIEmpmyGM9Xmw6Em5R-e2lZIPTHquSzGr-6w3963FZFngX-Xemf9uCLlQ4kHLFKEZKS_EMTttz7chXvxiGnV-aqdz'
+    'uZ0SP0aJ3vpTzaAY85N7_HLt68nLlRE_i_jdAmosxC5SzpJHZXFWaH1Er7DYmSkHW0S4HRNcfdZmbIi72I6tjd3_dSJF'
+    'ueSwzhzCOf_AuZAmXgGo70zzZhdugY1OVyyxPN9suFdGMWkCzcg_QaMEMYjY2-1QEuJCgvjUBGq1AtAhkXC9Qiw7AkNw'
+    'WVF9MbbMF-DOKtw6oORWyGXFN18Osc29Ozl93b4yj7Bz5SXyVY3NUcVm8lS8az_iOvNzIm1xlpJdBbtsAB7pB6NxiWO6'
+    'MbExIhro8OgBMTgXUH3dm8hjMMrr2iCx7VWsgslzIu_p5k94zr4vyg63r5G6UXlNm4vXnLgrgibpVpxxhzlBqM9EGfPB'
+    'iBLZmGE-mKTTfIEB6jremZlF0gpZP95DRCaJuAdqw60rHSQO7Kxx8B22msCgG9MNIkfm2uTuEwn22Q4HusdtcPumcmB6'
+    'gDBbHUkFmHOwfXltQvyuHitU5I05MaDxZs8hXezNnBB10XVTyGYv7uuRnfe2Ly--BFPH5Yp4N-HXcyHNcJL5Qhuko5SL'
+    'vXX6hFD2jVFJgIgrS-8QfJ3k5xoipMRz7sxt4hwqrBrb3Km2TPfuX44Yz_PN6EJF8xVLtfqTn3Vgviinsp-SvHiNr1vB'
+    'gjxTp3pj0omSgWec0juwbTLo0oGpBnKN2Zp6PgeXNgDBteWleHK3S55imUS1hG7iuwrrJbfXTL6zxtS1veq0iOA7dUvy'
+    'A_1FNwx0b9fWXXB0MSv-l3T9sKDl2_X-UMw3vcWVYmnB_5--MjihOpWKkZuhLOh6dnwppZtwf9kegNAJ0JdkZXmR5IcJ'
+    '7AOQ6qSY35aIrh4VP-yUbVW_qG0ln57a9XYt5e57W8ln-X29w6h9_l69PD1j8L3dVapRat2qQ_tSSXXYVVuo7cqiGvvG'
+    'JAS6fmdFw0SwEjwSIXO6mSsNEUbHanDts84084kxGU80Ppo7RNLOs_XAshD_G-J_avjdqxmqoNF0aLKuR4ZAfkVMCfC8'
+    'v3g7ig1_v3nZ79b7u1fSeN3Mot2BSzwT2cuLHj-l0H2NH3fXu_X2ebOlNDRopLwfb012fn_Z7Pf7l5ftmh61-ncKkdcB'
+    'VR1B08cwIuW5TF_z_IpCAzOhmB7Pypt3tTXCNsYUvnkBY4YHfOjBIHJB8rrejK6bdiHeC-CjqnBjT3hAyr2lm7bu4jWA'
+    'UuALhc1JEH9Nq3UWX_lpOUCSU4sx1Yqh2-YNAmTeVSHL88thKgGUnD91yRd-kwT-1YCBs_Bn9bHAvadVhKQKlPlDN-G0'
+    'CECy4DxW1OdAAOcn1n_ZCvEu-SXGD7K-BOB0FYiO_xjVqPIRuXd0Sso2cjoFxmlUZPiCfdKns-S4iWEEF0jxiAe7kA8W'
+    'hfCVX5QJ6Cl380OhxbQ9TtNxNDFbxh_n6HkHCUGNYXrs7N91oyUOtXvEFEyew_hMr99jj-uqGD0XLxP_JMpdgmXt1Tjp'
+    'OLt4meOnRkKuLGYictWouHcGsziwZ4D1-s7ZrCgFROS71r3dUZBtS937696ckZUy_u5XfW_jo9jd6Ry7u5Pv1ozIj1Wq'
+    '0zfgnuRH8PLixfhbmkcupJb1OEmmKM3viRG-KJ3gKOXDInGQWdSb80GXd4waLJD1P8yKWi8='
 )
 RECIPE = 'llama3_8b'
 ENV = {
@@ -79,7 +85,8 @@ def train(
         name: name of the run and of its directory; default: the recipe's name and the time
         image: container image; default: none, the Python that launches
         env: more environment variables, KEY=VALUE,KEY=VALUE
-        mounts: mounts of the container, as in torchx: type=bind,src=/host,dst=/container
+        mounts: mounts of the container, as in torchx: type=bind,src=/host,dst=/container or
+            type=volume,src=claim,dst=/container
         cpu: cores of each node; -1 = not asked for
         gpu: GPUs of each node
         memory_mb: memory of each node; -1 = not asked for
@@ -110,7 +117,7 @@ def train(
             specs.Role(
                 name="trainer",
                 image=image,
-                entrypoint="python" if image else sys.executable,
+                entrypoint='python' if image else sys.executable,
                 args=args,
                 env={key: value.replace("$", "$$") for key, value in environment.items()},
                 num_replicas=1,

@@ -4,6 +4,9 @@
 #
 #   torchx run -s titan_local component.py:train           # detached, on this machine
 #   torchx run -s titan_slurm component.py:train           # submitted to SLURM
+#   torchx run -s titan_kubernetes component.py:train      # submitted to Kubernetes
+#   torchx run -s kubernetes -cfg queue=default component.py:train --image IMAGE \
+#     --outputs /outputs --mounts type=volume,src=CLAIM,dst=/outputs   # by torchx itself, to Volcano
 #   torchx run -s local_cwd component.py:train --name my-run
 #   torchx run -s local_cwd component.py:train --help      # every argument
 #
@@ -18,41 +21,45 @@ from typing import Dict, List, Optional
 import torchx.specs as specs
 
 JOB = (
-    'eNq1WEtv5LgRvutXNHTJZbfRD9tjL7ABNgGSS4LMZZGDYRCURHUTTYoakrLd8-vzVZF69GMH2EMMzLRYpMiqYtVXX-nV'
-    'q1r36q3opFWrX1elMdLKvWhUNRzK4l35oF1HE5v1dr0pizBYK_2ZJL-tnlb_XvXS49Wo_Opf9Opqv8L6eFSr4AZfq5Vr'
-    'V1_P8ei6v4SVDOeu1u4XzHulVlZ3Q1SBXpArI_vo-rJoVCsHE0VvJJ9b98OuLLz6NmiPtZD89VfoUhZRHmj4Wqzwl_Uu'
-    'f0qjpP40sA7Pb9i6h7kyqoa2KYvi1bpGmbeilVab82w-tNAWw93jU9EJI89wA4Y0OCrZ0POWBqf35ZgeRXoRo7bt8uDL'
-    '03Px7mpZiaC_k5N3m4fnonOeJktvAz2WLBCq583Uz5vHJBg6HYVr26AiJlppgip6F6Kg2TCJvp1E3jCNZYyqi7g6UWk5'
-    'L5N11O8y5isN2gy40VoaJZStVNPo7hDu7MFLIN-sN0upa6OoZZ8n3BD7IV5LF8t1d7q3eSXrk-r4SkLTSyhkNCkiPnTX'
-    'uA_apzgYV0kjFOLxzALveiUQZVFi-Lihv_VSKgwcbrIOUd-179gKGeDXIHoZjykkooMuuCW_kNWuw7kxxcDrW9F73UUh'
-    'W0hEmss5krYtXil0kVGILb7M4tAPOAOrSTRKaG_ZnS8y6j-dWnnZnVIK6bCysj7qTv2y0jGs_vn197DSLSWXVytJ_7rz'
-    'TyuFQ3n-719_p5hWn72q41syJZ0bFPRs-DGdTF7plTwJi9zwZ3HQVZbmrM35kfzzNruFJqbBmtOnJEd61bvxpUZG-ZY3'
-    'yi6L6jOKk2Ij6RlOPcooorLwVVQXmefqwSI0hJXhNDk1HIe25RiMfsAweoWc7Q7TAk_JJykFKcGKGo5TyD-flOoGK3rv'
-    'aox-3tINeddqg_ffCtXJCvE_SeYj5TuCyUsYIVpnmmR8WjdOlMU4boFQdLWbUeIFJ1u670n2Ib0dKDf248H5BkIn-3B0'
-    '8fL4q8mFHlczDGYqel3jtow7jPo8jscg24LzlZO-GZ3Y6MBTtTMO8U5RfWt_tTgzVmWStlgvjREUq3M-5ZM-ZNdUi2xw'
-    'fdSWwmUuMr810v63LIxPQbfZFxVydsujF37epWeoPwHic_Gh9OEYUZtqySiw3hYaAaQoXCZQa4egmrJQ0hu4J6pe6IQx'
-    'H8n0pJYdgDzW0ZuDHc8K2AVBE889azlVtnI0DbWIsNg4Oe908G7oc5gXrwbJhshrBkP2pttmLQLjPhIpAsdGAWKRjYEj'
-    'oT4LkIJJNGpROwCnKgtEu8DuLaLK-Wx98Yow1B3HMWVdKhJliI3RuKssmqAsl184nsARTon1caxJzyPGXkmD-iaMIs9u'
-    'd8-FlZ9jnSFNRzv2m82PXDR5lMRxvyNjPhXwiMgHYadgV_9whYdP68tNjAtB1MehO4mEdcmjLD4p3ymT0MrXx7L4Llie'
-    'Qihj3aGe0oQHzBoWkTs6d02OJIs4hgElH86fUjkgGAX8BypmC3Gu07iylKezyKtWkYOne0x4BPuNUUYHm25SjBJCVqNr'
-    'Dkx1INZEeHK5JBwR2vM0dmxRSfFmmkiVCjmbM6DMFAvVjkFh3mh5QgYH9tq44DrVOaDE1S4L83tY1Km7-6N0DASb33KJ'
-    '4lJCK2Musjcvt9qD9iBHD9BKQauJl23vrDbyTy2myVQq6ZXkxNt1Y2qTE7f_2P6t_MEaUYf3VHxu11hde3eRaPdOo0Lu'
-    '4zx2YBqGiVXyL2o619V77r2Zo_BFboOZ1AnMqVRGqU15u9Y7BkJg39FxwEB8kEQ7gIRXSi3OzFM_CKrrl2tn7QX_i6gd'
-    'CFKqZnBjfeoditJYo8e6lYMPNHPOSzEvD-O6uXAtJssC_yv_zuTwaYORjlpm_8yc70KcYtN13CLw1hfTyPJjO93K7ZT4'
-    'NkiU1u9qRsQUnVzhl3tfT17uDO85eO8WTVMa2kQuy5y5cOJJofoRv8J-J-YcrBShdopw9VmboSHy4iwrnOr_68SKxpzD'
-    'PrMP5wAE6UKcBAWkvjPNh11YBkI5NSBiecGj7p2jUheUUcydQKEE0YdU2WEpZahDQYUceFYrYBxiCG0HHGkJB3uQterM'
-    'sDL3htapNao0rn2NMFbcC7J_3Vi4s7nXhWskEW5Ousy7qqE5qFRHHot3HQZpcMHiYpbiXEW3xP6AyIPSaG6Ya0xMjFgG'
-    'CjzgP7nlAqWvyxJZDDK5SIsRD2wP_6UMmEwnhp4bYcJyNn6RcuixBqpE5TVlLl7HsF0TLEm_5nh7nmODakySMRlMCDGa'
-    '1M83k9c0Z9A_Xadmkikk7TCuT98hxMgQywJ8mctWvknc2Enj5i2OmoDADrl7GF1zrbL9RGx9tv0zteJbtKWUCUwN4Gen'
-    'E6EAa46uK69VSO_VQ4V8vFEnOTS1vOzSxdnMCJES1k4um624v470vHd8efEmaDoaK24Q-RODNP2R-t_9jppc6SnmUl2d'
-    'XiGEfWNMEmDhylGDzs3gSNuY49yZ26Y5pFg1tPOHC_z9QWPEWD52RRdLNLdXqtWf_L0D6otyyvgpyovX9N0nOlBnqlJv'
-    'zDaRM7CMQ3oPrk0KXRpwlQTU5VG9Z-fSAaC1rrwUT-babCm2yTRL6CZ9cOB12ewNk-9xxVSxg7JaJOidKiXZgdqiG8a4'
-    '68p1w9HFvPbP0vVLYp557NPMyR8uNPn_U1hGKWSpUsmDM6ZFXc-twFJK3XB3WSEA1RnZl4Rl2U16fdBwLNEsK8X88YUo'
-    '6wHBQp573rfV02P18iL3u03z5eHl6WH32OCa6-YBf-1j-2XX7Dfb3X5TPz7svmwxautqo16q56r5UpdFNXSNyUi0-BK5'
-    'BUyaIUSVQZIomdfNnG_wL-pWg9bPedPMscJ0PBP5UcDsPLG1nn9i-unTj0o_99syZEKj6cJkXQ8Mg_yJLd_99uLjTyr3'
-    '283u4U5DmprNSfC8KSYCu-zu-AMKNWn8HXT7tIfPCqBbn87g42jp0_bl8flhQ5-hundySNBRUVREzsbXUbQm26EN5vK3'
-    'sPLmM9kGfhlShN58pmISBxjoQBTGvON9gxm8nU4hagt8o6D3Q0dpP7MMbRPTpxvmD9Tc8_PTtJt1eCtM2wF5vFqMKRUM'
-    'NZQ3tXhkVhWCePwQmCMcGRWONttCXTTBXI0cP4lwUh8LeHtcJ-SpwIo_dBOPCwf8D91iIAo='
+    'eNq1WUuP47gRvutXGLrksuP1o7vHvcAG2ARILgkyl0UODYOgJMpmTIlqknK359fnqyL18CMD7CENzFosvqqKVV995L45'
+    'VepO7bNWNmrx6yI3RjZyKypV9Ic8OyvntW2pY7VcL1d55vumke5Ckt8WL4t_LjrpMDUot_gHTV1sFxgfjmrhbe9KtbD1'
+    '4tslHG37J7-Q_tKW2v6CfqfUotFtH5SnCXJhZBdsl2eVqmVvguiM5H3Lrt_kmVPvvXYYC8mff4UueRbkgZpv2QJ_Se_8'
+    'p9iK6o-NxuJ7j6U7mCuDqmiZPMveGlsps89q2WhzmcyHFrpBc_P8krXCyAvcgCY1jkpW9L2mxuk8b9OniBPRqus2Nb6-'
+    '7LKzLWUhvP5OTt6snnZZax115q7x9JmzQKiOF1NfVs9R0Lc6CFvXXgV01NJ4lXXWB0G9fhS9n0RaMLZlCKoNODpRaDkN'
+    'k2XQZxnSkXptepxoKY0SqilUVen24B-swUMgXy1Xc6mtgyhllzpsH7o-3Epnw3V7erR4IcuTavlIfNVJKGQ0KSI-dFvZ'
+    'D1onOxhbSCMU4vHCAmc7JRBlQaL5vKK_5VwqDBxukg5BP7TvWAvp4VcvOhmOMSSChS44JTeTlbbFviHGwNs-65xug5A1'
+    'JCL2pRyJy2ZvFLrIKMQWH2Z26HrsgdEkGiS0tmwvVxn1r1YtnGxPMYW0XzSyPOpW_bLQwS_-_u13v9A1JZdTC0n_2stP'
+    'C4VNuf-v336nmFafnSrDPpoS9_UKelb8GXcmr3RKnkSD3HAXcdBFkqasTfkR_bOf3EIdY2PJ6ZOTI53q7DCpkkHu00LJ'
+    'ZUF9BnFSbCR9w6lHGURQDXwV1FXm2bJvEBqikf40OtUf-7rmGAyuRzM4hZxtD-MAR8knKQUpwbISjlPIPxeVavtGdM6W'
+    'aH1Z0wk5W2uD-ftMtbJA_I-SaUt5RjA5CSNEbU0VjY_jho48G9o1EIqOdjVInOBki-c9yj6ka3rKje2wcToB38rOH224'
+    '3v6mc6bHTQ-DmQpOlzgtYw-DPs_DNsg2b11hpasGJ1bac1dpjUW8U1Tf21_M9gxFHqU1xktjBMXqlE9ppw_ZVsUsG2wX'
+    'dEPhMhWZ3yrZ_DvPjItBt9pmBXJ2za1X_t7Eb6g_AuIu-1D6cAyoTaVkFFiuM40AUhQuI6jVvVdVninpDNwTVCd0xJiP'
+    'aHpUq-mBPI2lmX0z7OWxCoImXDrWcqxs-WAaahFhsbFyWungbN-lMM_eDJINkVf1huyNp81aeMZ9JFIAjg0CxCIbA0dC'
+    'fRYgBaNo0KK0AE6VZ4h2gdVrRJV1yfrsDWGoW45jyrpYJHIfKqNxVkk0Qlkqv3A8gSOcEsrjUJN2A8beSL16F0aRZ9eb'
+    'XdbIz6HOkKaDHdvV6kcuGj1K4rDdkDGfCnhE5IOwU7CrfzjCwafl9SLGei_KY9-eRMS66FEWn5RrlYlo5cpjnn0XLI8h'
+    'lLDuUI5pwg1mDbPIHZy7JEeSRRzDgJIP606xHBCMAv49FbOZONVpHFnM00nkVK3IweM5RjyC_cYoo30TT1IMEkJWo0sO'
+    'THUg1kR4cj3EHxHaUzdWrFFJMTN2xEqFnE0ZkCeKhWrHoDAtNN8hgQN7bRhwm-ocUOJmlZn5HSxq1cP1UTp6gs33VKK4'
+    'lNDIkIrs3eRaO9Ae5OgBWiloNfKy9YPRRv6hwdQZSyVNiU68HzekNjlx_bf1X_IfjBGlP8ficz-m0aWzV4n2aDcq5C5M'
+    'bQumYZhYRf-ipnNdfeTeuz4KX-Q2mEkZwZxKZZDa5PdjnWUgBPYdLQcMxAdJtANIeKPUbM_U9YOgup1c2qa54n8BtQNB'
+    'StUMbixPnUVRGmr0ULdS8IFmTnkppuF-GDcVrllnnuG_yp2ZHL6s0NJBy-SfifNdiWNs2pavCLz0VTey_FiPp3LfJd57'
+    'idL6XU2IGKOTK_x87dvO65XhPQvv3aNpTMMmkss8ZS6ceFKofsSvsN6JOQcrRagdI1x9lqaviLzYhhWO9f9tZEVDzmGd'
+    'yYdTAIJ0IU68AlI_6ObNriwDoRwvIGJ-wIPuraVS55VRzJ1AoQTRh1jZYSllqEVBhRx4VipgHGII1w44siEc7EDWigvD'
+    'ynQ3bKxaokrj2JcIY8V3QfavHQp3Mve2cA0kwk5Jl3hX0VcHFevIc3bWvpcGByyueinOVbBz7PeIPCiNyw1zjZGJEctA'
+    'gQf8R7dcofRtWSKLQSZnaTHgQdPBfzEDRtOJoaeLMGE5Gz9LOdyxeqpE-S1lzt6GsF0SLEm35HjbTbFBNSbKmAxGhBhM'
+    '6qaTSWOqC-ifLuNlkikkrTCMj-8QYmCIeQa-zGUrnSRO7KRx8g22GoGg6dPtYXDNrcrNJ2Lrs-52dBVf41pKmcDUAH62'
+    'OhIKsOZg2_xWhTiv7Avk45060aHxyssune3NjBAp0TSjyyYrHo8jPR9tn1_NBE3HxYoviPzEIE13pPvvdkOXXOko5mJd'
+    'HacQwu4ZkwRYuLJ0QefL4EDbmOM86FvHPqRY0dfTwwX-_sfFiLF8uBVdDdF8vVK1_uT3Dqgv8jHjxyjP3uK7T7CgzlSl'
+    '9sw2kTOwjEN6C65NCl0bcJMEdMujes_OpQ1Aa21-LR7NbZKlWCbRLKGr-ODA45LZKybfw4ixYnvVaBGhd6yUZAdqi64Y'
+    '424r1x1HF9PYP0rXr4l54rEvEyd_utLk_09hGaWQpUpFD06YFnQ5XQXmUroNt9cVAlCdkH1OWOa3SacPGo4lmtVIMT2-'
+    'EGU9IFjIc7ttXbw8F6-vcrtZVV-fXl-eNs8VjrmsnvBXP9dfN9V2td5sV-Xz0-brGq26LFbqtdgV1dcyz4q-rUxCotlL'
+    '5BowaXofVAJJomROV1O-wb-oWxWuftaZaooVpuOJyA8CZueRrXX8E-JPF39U_Hl8LUMmVJoOTJZlzzDIT2zp7NdXjz-x'
+    '3K9Xm6cHF9J42RwFu1U2Etj57Y4fUOiSxu-g65ctfJYB3bq4B29HQ1_Wr8-7pxU9Q7VncojXAZkcgdJHpyHGOTXfhv4l'
+    'OQKqYWB6GMvv3sxWcFIfw_XuzYoZHTChBWsYkpDX9aZ3zbgL8VyAHWWA61vCgIly6CbSfjpufq3mBwD-GldrLGb5cTnA'
+    'kFOzNuWFodvlXWEeaFaBiB5eBVO4I738sUm20JWaMK9Ewp-EP6mPGdY9LyMMFaDIH7oKx5kDkganvqDaBr63z0461vf_'
+    '2AL-zvnpxXeyvAbdRP2j4e-96tVwRO6M6kjRRUYnxziN7AsX6Cd9Okv2m-h61P_kj3iwM3lnEfaX4XmVwJ1idXgYtOi2'
+    'h7E7tkYuy1jjHJFZBAQVg_F5sj3rSkscavMzuqDy5MYXegruW1xPRe85VdcM8VE0VAaW1TftNMbZ2UscPy0SSg1ixvKb'
+    '4sT1MpjZgb2snnarB2ezpBAQkeNat38wQNY1VezLoz4jC2X8w1lta-Mz2MPuwXcPO8_W9IiPZcrTPVBO8v-7yIPGnexL'
+    '5Cb-S-pHLKQa9fMoGb00PSBGsKJwgqEUD7PAQWRRPR4OOn-gVGeBo_8FknMfUw=='
 )
 RECIPE = 'llama3_debug'
 ENV = {
@@ -77,7 +84,8 @@ def train(
         name: name of the run and of its directory; default: the recipe's name and the time
         image: container image; default: none, the Python that launches
         env: more environment variables, KEY=VALUE,KEY=VALUE
-        mounts: mounts of the container, as in torchx: type=bind,src=/host,dst=/container
+        mounts: mounts of the container, as in torchx: type=bind,src=/host,dst=/container or
+            type=volume,src=claim,dst=/container
         cpu: cores of each node; -1 = not asked for
         gpu: GPUs of each node
         memory_mb: memory of each node; -1 = not asked for
@@ -108,7 +116,7 @@ def train(
             specs.Role(
                 name="trainer",
                 image=image,
-                entrypoint="python" if image else sys.executable,
+                entrypoint='python' if image else sys.executable,
                 args=args,
                 env={key: value.replace("$", "$$") for key, value in environment.items()},
                 num_replicas=1,

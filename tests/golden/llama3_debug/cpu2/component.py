@@ -4,6 +4,9 @@
 #
 #   torchx run -s titan_local component.py:train           # detached, on this machine
 #   torchx run -s titan_slurm component.py:train           # submitted to SLURM
+#   torchx run -s titan_kubernetes component.py:train      # submitted to Kubernetes
+#   torchx run -s kubernetes -cfg queue=default component.py:train --image IMAGE \
+#     --outputs /outputs --mounts type=volume,src=CLAIM,dst=/outputs   # by torchx itself, to Volcano
 #   torchx run -s local_cwd component.py:train --name my-run
 #   torchx run -s local_cwd component.py:train --help      # every argument
 #
@@ -18,41 +21,45 @@ from typing import Dict, List, Optional
 import torchx.specs as specs
 
 JOB = (
-    'eNq1WEuP47gRvutXGLrksmv40d3jXmADbAIklwSYQxY5GA2CkiibMCVqSKq7Pb8-XxWpl-0dYA8xMNNi8VVVrPrqI49O'
-    'lbpTb1krG7X6dZUbIxu5F5Uq-lOevSvntW2pY7Perjd55vumke5Kkt9WL6t_rzrpMDUot_oXTV3tVxgfzmrlbe9KtbL1'
-    '6us1nG37F7-S_tqW2v6CfqfUqtFtH5SnCXJlZBdsl2eVqmVvguiM5H3Lrt_lmVPfeu0wFpK__gpd8izIEzWP2Qq_pHf-'
-    'U2xF9cdGY_H9hqU7mCuDqmiZPMuOja2Uectq2WhzncyHFrpBc_f8krXCyCvcgCY1zkpW9L2lxuV93qZPESeiVddtanx5'
-    'OWTvtpSF8Po7OXm3eTpkrXXUmbvG02fOAqE6Xkz9vHmOgr7VQdi69iqgo5bGq6yzPgjq9aPo20WkBWNbhqDagKMThZbT'
-    'MFkG_S5DOlKvTY8TLaVRQjWFqirdnvyDNXgI5Jv1Zi61dRCl7FKH7UPXh1vpbLhuL48WL2R5US0fia86CYWMJkXEh24r'
-    '-0HrZCdjC2mEQjxeWeBspwSiLEg0nzf0W8-lwsDhJukQ9EP7zrWQHn71opPhHEMiWOiCU3IzWWlb7BtiDBzfss7pNghZ'
-    'QyJiX8qRuGx2pNBFRiG2-DCzU9djD4wmEZ0_SWht2V4XGfWfD7tyktzEOaT9qpHlWbfql5UOfvXPr7_7la4pu5xaSfrX'
-    'Xn9aKezK_X__-jsFtfrsVBneoi1xY6-gaMWfcWtyS6fkRTRIDncVJ10kaUrblCDRQW-TX6hjbKw5f3LypFOdHSZVMsi3'
-    'tFDyWVCfQVwUW0nf8OpZBhFUA2cFtUg9W_YNYkM00l9Gr_pzX9cchMH1aAankLTtaRzgKPsk5SB7uITjFBLQRaXavhGd'
-    'syVaP2_piJyttcH8t0y1skACjJJpS_mOaHISRojamioaH8cNHXk2tGtAFJ32ZpA4wdmmOARG2Yd0TU_JsR82TifgW9n5'
-    'sw3L7W86Z3rc9DCaqeB0idMy9jTo8zxsg3Tz1hVWumpwYqU9d5XWWAQ8hfW9_cVsz1DkUVpjvDRGxGAdJqSdPmRbFbN0'
-    'sF3QDYXLVGV-q2Tz3zwzLgbdZp8VSNott175exe_of6IiIfsQ-nTOaA4lZJhYL3NNAJIUbiMqFb3XlV5pqQzcE9QndAR'
-    'ZD6i6VGtpgf0NJZm9s2wl8cqCJpw7VjLsbTlg2koRgTGxspppZOzfZfCPDsaJBsir-oN2RtPm7XwDPxIpAAgGwSIRTYG'
-    'joT6LEAKRtGgRWmBnCrPEO0Cq9eIKuuS9dkRYahbjmPKulglch8qo3FWSTRiWaq_cDyhI5wSyvNQlJ4GkF1ID5lX34RR'
-    '5Nnt7pA18nMoNKTpYMd-s_mRi0aPkjjsd2TMpwIeEfsg8BTs6h-OcPBpuVzEWO9Fee7bi4hYFz3K4otyrTIRrVx5zrPv'
-    'guUxhBLWncoxTbjBtGEWuYNz1-RIsohjGFDyYd0l1gOCUeC_p2o2E6dCjSOLeTqJnKoVOXg8x4hHsN8YZbRv4kmKQULI'
-    'anTJgalORJsIT5ZD_BmhPXVjxRqlFDNjRyxVyNmUAXniWCh3DArTQvMdEjiw14YBt6nOASVuVpmZ38GiVj1cH6WjJ9j8'
-    'lkoUlxIaGVKVvZtcawfegxw9QSsFrUZitn0w2sg_NZg6Y6mkKdGJ9-OG1CYnbv-x_Vv-gzGi9O-x-NyPaXTp7CLRHu1G'
-    'hdyFqW1BNQwzq-hf1HSuq4_ce9dH4YvcBjUpI5hTqQxSm_x-rLMMhMC-s-WAgfgkiXYACW-Umu2Zun4QVLeTS9s0CwIY'
-    'UDsQpFTN4Mby0lkUpaFGD3UrBR945pSXYhruh3FT4Zp15hn-V-6d2eHLBi0dtEz-mUjfQhxj07Z8R-ClF93I8nM9nsp9'
-    'l_jWS5TW72pCxBidXOHna992LleG9yy8d4-mMQ2byC7zlLlw4kWh-hG_wnoX5hysFKF2jHD1WZq-IvJiG1Y41v_jyIqG'
-    'nMM6kw-nAATpQpx4BaR-0M2bLSwDoRxvIGJ-wIPuraVS55VRzJ1AoQTRh1jZYSllqEVBhRx4VipgHGII9w44siEc7EDW'
-    'iivDynQ5bKxao0rj2NcIY8WXQfavHQp3Mve2cA0kwk5Jl3hX0VcnFevIc_aufS8NDlgseinOVbBz7PeIPCiN2w1zjZGJ'
-    'EctAgQf8R7csUPq2LJHFIJOztBjwoOngv5gBo-nE0NNNmLCcjZ-lHC5ZPVWi_JYyZ8chbNcES9KtOd4OU2xQjYkyJoMR'
-    'IQaTuulk0pjqCvqny3ibZApJKwzj40OEGBhinoEvc9lKJ4kTu2icfIOtRiBo-nR7GFxzq3Lzidj6rLsD3cW3uJdSJjA1'
-    'gJ-tjoQCrDnYNr9VIc4r-wL5eKdOdGi887JLZ3szI0RKNM3ossmKx-NIz0fb54uZoOm4WBHpjm8M0nRnugDvd3TLlY5i'
-    'LtbVcQoh7BtjkgALV5Zu6HwZHGgbc5wHfdvYhxQr-np6ucDvDy5GjOXDrWgxRPP1StX6kx88oL7Ix4wfozw7xoefYEGd'
-    'qUq9MdtEzsAyDuk9uDYptDTgJgnolkf1np1LG4DW2nwpHs1tkqVYJtEsoav44sDjktkbJt_DiLFie9VoEaF3rJRkB2qL'
-    'rhjjbivXHUcX09g_S9eXxDzx2JeJkz8tNPn_U1hGKWSpUtGDE6YFXU5XgbmUbsPtskIAqhOyzwnL_Dbp9EnDsUSzGimm'
-    '1xeirCcEC3nusK-Ll-fi9VXud5vqy9Pry9PuucIxl9UTfvVz_WVX7Tfb3X5TPj_tvmzRqstio16LQ1F9KfOs6NvKJCRa'
-    'PkWiYvqgEkgSJXO6mvIN_kXdqnD1s85UY95kTMcTkY_KdpG2x9eKjmUh_uniHxX_PL6WIRMqTQcmy7JnGOQ3tnT228Xj'
-    'Tyz3283u6cGFNF42R8Fhk40Edn674wcUuqTxQ-j2ZQ-fZUC3Lu7B29HQl-3r8-FpQ89Q7Ts5xOugKCoCZ-NxEK3JdmiD'
-    'vvQYlt-9k23glz5G6N0zFZM4wEALojDkHa_rTe-acReitsA3CnrXt5T2E8vQTWT6dML8Qs13fv4aV2ssZvlxOSCPU7M2'
-    'pYKhC-VdLR6YVYEgHl4CU4Qjo_y5SbbQLZpgrkSOX4S_qI8ZvD2vI_IUYMUfugrnmQP-B8YrIJE='
+    'eNq1WUuP47gRvutXGLrksuP1o7vHvcAG2ARILgkwhyxyaBgEJVE2Y0pUk5S7Pb8-XxWphx8ZYA8xMNti8VVVrPrqI_fN'
+    'qVJ3ap-1slGLXxe5MbKRW1Gpoj_k2Vk5r21LHavlernKM983jXQXkvy2eFn8c9FJh6lBucU_aOpiu8D4cFQLb3tXqoWt'
+    'F98u4WjbP_mF9Je21PYX9DulFo1u-6A8TZALI7tguzyrVC17E0RnJO9bdv0mz5x677XDWEj-_Ct0ybMgD9R8yxb4Jb3z'
+    'n2Irqj82GovvPZbuYK4MqqJl8ix7a2ylzD6rZaPNZTIfWugGzc3zS9YKIy9wA5rUOCpZ0feaGqfzvE2fIk5Eq67b1Pj6'
+    'ssvOtpSF8Po7OXmzetplrXXUmbvG02fOAqE6Xkx9WT1HQd_qIGxdexXQUUvjVdZZHwT1-lH0fhJpwdiWIag24OhEoeU0'
+    'TJZBn2VIR-q16XGipTRKqKZQVaXbg3-wBg-BfLVczaW2DqKUXeqwfej6cCudDdft6dHihSxPquUj8VUnoZDRpIj40G1l'
+    'P2id7GBsIY1QiMcLC5ztlECUBYnm84p-y7lUGDjcJB2CfmjfsRbSw69edDIcY0gEC11wSm4mK22LfUOMgbd91jndBiFr'
+    'SETsSzkSl83eKHSRUYgtPszs0PXYA6NJROdPElpbtperjPrXh104SW7iHNJ-0cjyqFv1y0IHv_j7t9_9QteUXU4tJP1r'
+    'Lz8tFHbl_r9--52CWn12qgz7aEvc2CsoWvFn3Jrc0il5Eg2Sw13EQRdJmtI2JUh00H7yC3WMjSXnT06edKqzw6RKBrlP'
+    'CyWfBfUZxEmxlfQNrx5lEEE1cFZQV6lny75BbIhG-tPoVX_s65qDMLgezeAUkrY9jAMcZZ-kHGQPl3CcQgK6qFTbN6Jz'
+    'tkTry5qOyNlaG8zfZ6qVBRJglExbyjOiyUkYIWprqmh8HDd05NnQrgFRdNqrQeIEZ5viEBhlH9I1PSXHdtg4nYBvZeeP'
+    'Nlxvf9M50-Omh9FMBadLnJaxh0Gf52EbpJu3rrDSVYMTK-25q7TGIuAprO_tL2Z7hiKP0hrjpTEiBuswIe30IduqmKWD'
+    '7YJuKFymKvNbJZt_55lxMehW26xA0q659crfm_gN9UdE3GUfSh-OAcWplAwDy3WmEUCKwmVEtbr3qsozJZ2Be4LqhI4g'
+    '8xFNj2o1PaCnsTSzb4a9PFZB0IRLx1qOpS0fTEMxIjA2Vk4rHZztuxTm2ZtBsiHyqt6QvfG0WQvPwI9ECgCyQYBYZGPg'
+    'SKjPAqRgFA1alBbIqfIM0S6weo2osi5Zn70hDHXLcUxZF6tE7kNlNM4qiUYsS_UXjid0hFNCeRyK0tMAslfSXebVuzCK'
+    'PLve7LJGfg6FhjQd7NiuVj9y0ehREofthoz5VMAjYh8EnoJd_cMRDj4trxcx1ntRHvv2JCLWRY-y-KRcq0xEK1ce8-y7'
+    'YHkMoYR1h3JME24wbZhF7uDcJTmSLOIYBpR8WHeK9YBgFPjvqZrNxKlQ48hink4ip2pFDh7PMeIR7DdGGe2beJJikBCy'
+    'Gl1yYKoD0SbCk-sh_ojQnrqxYo1SipmxI5Yq5GzKgDxxLJQ7BoVpofkOCRzYa8OA21TngBI3q8zM72BRqx6uj9LRE2y-'
+    'pxLFpYRGhlRl7ybX2oH3IEcP0EpBq5GYrR-MNvIPDabOWCppSnTi_bghtcmJ67-t_5L_YIwo_TkWn_sxjS6dvUq0R7tR'
+    'IXdhaltQDcPMKvoXNZ3r6iP33vVR-CK3QU3KCOZUKoPUJr8f6ywDIbDvaDlgID5Ioh1AwhulZnumrh8E1e3k0jbNFQEM'
+    'qB0IUqpmcGN56iyK0lCjh7qVgg88c8pLMQ33w7ipcM068wz_Ve7M7PBlhZYOWib_TKTvShxj07Z8R-Clr7qR5cd6PJX7'
+    'LvHeS5TW72pCxBidXOHna992Xq8M71l47x5NYxo2kV3mKXPhxJNC9SN-hfVOzDlYKULtGOHqszR9ReTFNqxwrP9vIysa'
+    'cg7rTD6cAhCkC3HiFZD6QTdvdmUZCOV4AxHzAx50by2VOq-MYu4ECiWIPsTKDkspQy0KKuTAs1IB4xBDuHfAkQ3hYAey'
+    'VlwYVqbLYWPVElUax75EGCu-DLJ_7VC4k7m3hWsgEXZKusS7ir46qFhHnrOz9r00OGBx1UtxroKdY79H5EFp3G6Ya4xM'
+    'jFgGCjzgP7rlCqVvyxJZDDI5S4sBD5oO_osZMJpODD3dhAnL2fhZyuGS1VMlym8pc_Y2hO2SYEm6JcfbbooNqjFRxmQw'
+    'IsRgUjedTBpTXUD_dBlvk0whaYVhfHyIEANDzDPwZS5b6SRxYieNk2-w1QgETZ9uD4NrblVuPhFbn3W3o7v4GvdSygSm'
+    'BvCz1ZFQgDUH2-a3KsR5ZV8gH-_UiQ6Nd1526WxvZoRIiaYZXTZZ8Xgc6flo-_xqJmg6LlZEuuMbgzTdkS7A2w3dcqWj'
+    'mIt1dZxCCLtnTBJg4crSDZ0vgwNtY47zoG8d-5BiRV9PLxf4_Y-LEWP5cCu6GqL5eqVq_ckPHlBf5GPGj1GevcWHn2BB'
+    'nalK7ZltImdgGYf0FlybFLo24CYJ6JZH9Z6dSxuA1tr8Wjya2yRLsUyiWUJX8cWBxyWzV0y-hxFjxfaq0SJC71gpyQ7U'
+    'Fl0xxt1WrjuOLqaxf5SuXxPzxGNfJk7-dKXJ_5_CMkohS5WKHpwwLehyugrMpXQbbq8rBKA6IfucsMxvk04fNBxLNKuR'
+    'Ynp9Icp6QLCQ53bbunh5Ll5f5Xazqr4-vb48bZ4rHHNZPeFXP9dfN9V2td5sV-Xz0-brGq26LFbqtdgV1dcyz4q-rUxC'
+    'ouunSFRMH1QCSaJkTldTvsG_qFsVrn7WmWrMm4zpeCLyUdku0vb4WtGxLMQ_Xfyj4p_H1zJkQqXpwGRZ9gyD_MaWzn59'
+    '9fgTy_16tXl6cCGNl81RsFtlI4Gd3-74AYUuafwQun7ZwmcZ0K2Le_B2NPRl_fq8e1rRM1R7Jod4HZDJESh9dBpinFPz'
+    'behfkiOgGgaml7H87tFsBSf1MVzv3qyY0QETWrCGIQl5XW9614y7EM8F2FEGuL4lDJgoh24i7afj5udqfgDgr3G1xmKW'
+    'H5cDDDk1a1NeGLpd3hXmgWYViOjhWTCFO9LLH5tkC12pCfNKJPxJ-JP6mGHd8zLCUAGK_KGrcJw5IGlw6guqbeB7--yk'
+    'Y33_jy3g75yfXnwny2vQTdQ_Gv7eq14NR-TOqI4UXWR0cozTyL5wgX7Sp7Nkv4muR_1P_ogHO5N3FmF_Gd5XCdwpVoeH'
+    'QYtuexi7Y2vksow1zhGZRUBQMRifJ9uzrrTEoTY_owsqT258obfgvsX1VPSeU3XNEB9FQ2VgWX3TTmOcnb3E8dMiodQg'
+    'Ziy_KU5cL4OZHdjL6mm3enA2SwoBETmudfsHA2RdU8W-POozslDGP5zVtjY-gz3sHnz3sPNsTY_4WKY83QPlJP_Pizxo'
+    '3Mm-RG7iv6R-xEKqUT-PktFL0wNiBCsKJxhK8TALHEQW1ePhoPMHSnUWOPpfA7If2g=='
 )
 RECIPE = 'llama3_debug'
 ENV = {
@@ -77,7 +84,8 @@ def train(
         name: name of the run and of its directory; default: the recipe's name and the time
         image: container image; default: none, the Python that launches
         env: more environment variables, KEY=VALUE,KEY=VALUE
-        mounts: mounts of the container, as in torchx: type=bind,src=/host,dst=/container
+        mounts: mounts of the container, as in torchx: type=bind,src=/host,dst=/container or
+            type=volume,src=claim,dst=/container
         cpu: cores of each node; -1 = not asked for
         gpu: GPUs of each node
         memory_mb: memory of each node; -1 = not asked for
@@ -108,7 +116,7 @@ def train(
             specs.Role(
                 name="trainer",
                 image=image,
-                entrypoint="python" if image else sys.executable,
+                entrypoint='python' if image else sys.executable,
                 args=args,
                 env={key: value.replace("$", "$$") for key, value in environment.items()},
                 num_replicas=1,
