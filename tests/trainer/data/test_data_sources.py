@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -103,6 +104,18 @@ def _mixed_directory(root: Path) -> list[str]:
     (root / "sub" / "f.txt").write_text(texts[11])
     (root / "ignored.bin").write_bytes(b"\xff")
     return texts
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can become another user")
+def test_source_in_a_folder_of_somebody_else_is_config_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    uid = os.geteuid()
+    os.seteuid(4321)
+    try:
+        with pytest.raises(ConfigError, match=r"Permission denied; let user 4321 read it"):
+            _open("text", tmp_path / "corpus.txt")
+    finally:
+        os.seteuid(uid)
 
 
 def test_text_directory_reads_every_format_in_sorted_order(tmp_path: Path) -> None:

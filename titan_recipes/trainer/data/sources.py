@@ -59,11 +59,15 @@ class Place:
         return ConfigError([Problem("train.toml", self.key, got, cure)])
 
     def locate(self) -> str:
-        """The path or glob, made absolute."""
+        """The path or glob, made absolute. Raises ConfigError where it can't be looked at."""
         given = expanded(self.path)
         in_bundle = self.bundle / given
-        if in_bundle.exists() or glob(str(in_bundle), recursive=True):
-            return str(in_bundle.absolute())
+        try:
+            if in_bundle.exists() or glob(str(in_bundle), recursive=True):
+                return str(in_bundle.absolute())
+        except PermissionError as error:  # as another user, in a container
+            cure = f"let user {os.geteuid()} read it, and enter the folders above"
+            raise self.error(f"{in_bundle}: {error.strerror}", cure) from error
         return str(given.absolute())
 
 
