@@ -104,6 +104,20 @@ def test_pod_when_evicted_saves_and_exits_143_and_the_next_pods_go_on(
     ]
 
 
+def test_pods_when_the_last_attempt_failed_a_moment_ago_all_take_part_in_the_next(
+    make_run: Callable[..., NodeRun],
+) -> None:
+    run = make_run("attempt > 1 or sys.exit(5)", "plan.nodes=2")
+    nodes = ["--job", encode(run.job), "--in-pod", "--nodes", "2", "--run-id", "run"]
+    for codes in ([5, 5], [0, 0]):
+        second = run.start(*nodes, "--node-rank", "1")
+        until(lambda: run.layout.node_log(1).exists(), "node 1, who comes first")
+        first = run.start(*nodes, "--node-rank", "0")
+        outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
+        assert [first.returncode, second.returncode] == codes, outputs
+        assert run.layout.requeue.exists() == (codes == [5, 5])
+
+
 def test_pod_when_another_one_is_late_waits_and_begins_no_attempt(
     make_run: Callable[..., NodeRun],
 ) -> None:

@@ -241,8 +241,11 @@ class Node:
     def _starts_again(self) -> bool:
         """Whether node 0's attempt of this start has failed; the script took an older one's away.
 
-        It is read: NFS looks again at a file that is opened, not at one whose name it knows.
+        It is read: NFS looks again at a file that is opened, not at one whose name it knows. In a
+        pod there is no such script, and no attempt either before this node is there.
         """
+        if self._pod:
+            return False
         with suppress(OSError):
             return self._layout.requeue.read_text(encoding="utf-8") == AGAIN
         return False
