@@ -81,6 +81,36 @@ def test_follow_at_a_second_ctrl_c_leaves_the_run_to_itself(live: LiveRuns) -> N
     assert run_status(run.layout).state is RunState.RUNNING
 
 
+def test_follow_at_sigterm_stops_the_run_with_a_checkpoint_and_waits_for_it(live: LiveRuns) -> None:
+    run = live.start("held", "HOLD")
+    follower = program(FOLLOW, run)
+    assert follower.stdout is not None
+    shown = iter(follower.stdout.readline, "")
+    assert any(line == "step 3/6\n" for line in shown)
+    follower.terminate()
+    after, _ = follower.communicate(timeout=60)
+    assert follower.returncode == 0
+    assert "stopping with a checkpoint; another SIGTERM leaves it to itself" in after.splitlines()
+    assert "held STOPPED at step 3/6, loss 2.667: asked to stop" in after
+    assert run_status(run.layout).state is RunState.STOPPED
+    assert newest_checkpoint(run.layout.root / "checkpoints") == 3
+
+
+def test_follow_at_a_second_sigterm_leaves_the_run_to_itself(live: LiveRuns) -> None:
+    run = live.start("deaf", "DEAF")
+    follower = program(FOLLOW, run)
+    assert follower.stdout is not None
+    shown = iter(follower.stdout.readline, "")
+    assert any(line == "step 1/6\n" for line in shown)
+    follower.terminate()
+    assert any(line.startswith("stopping with a checkpoint") for line in shown)
+    follower.terminate()
+    after, _ = follower.communicate(timeout=60)
+    assert follower.returncode == 130
+    assert "left; deaf goes on stopping with a checkpoint" in after
+    assert run_status(run.layout).state is RunState.RUNNING
+
+
 def test_follow_across_a_retry_to_a_failure_exits_with_its_code(live: LiveRuns) -> None:
     run = live.start("bad", "FAIL")
     follower = program(FOLLOW, run)

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("trainer_verbs:data", "Prepare token shards."),
     "checkpoint": ("trainer_verbs:checkpoint", "List, verify, import or export checkpoints."),
     "cluster": ("cluster:cluster", "Write or check the profile of a SLURM cluster."),
+    "image": ("image:image", "Build the container image, or say what one is."),
     "assets": ("assets:assets", "Fetch a recipe's tokenizer and weights."),
 }
 """Command -> where it is in this package, and its line in the group's help."""

@@ -3,7 +3,8 @@
 What the run prints for people is shown as it is; on a terminal a progress line stands below it,
 fed by the lines for programs in the same log. The run does not depend on who follows it: locally
 the first Ctrl-C asks it to stop with a checkpoint and goes on following, the second only leaves;
-a run in a queue is left at the first.
+a run in a queue is left at the first. SIGTERM does to a run of this machine what Ctrl-C does: in a
+container, whoever follows is what the engine stops, and the run ends when it goes.
 """
 
 import shlex
@@ -26,6 +27,8 @@ from titan_recipes.config.job import Job
 from titan_recipes.config.schema import Metrics
 from titan_recipes.errors import EXIT_DONE
 from titan_recipes.launch.attempts import EXIT_FAILED, NEVER_RETRIED, exit_code, saves
+from titan_recipes.launch.kubernetes_mirror import mirrored
+from titan_recipes.launch.kubernetes_submission import KUBERNETES_SCHEDULERS
 from titan_recipes.launch.logs import POLL_SECONDS, Tail, metrics_of
 from titan_recipes.launch.rows import figure
 from titan_recipes.launch.runs import Run, open_run
@@ -33,17 +36,26 @@ from titan_recipes.launch.state import SLURM_SCHEDULERS, RunState, run_status
 from titan_recipes.launch.status import Status, eta_seconds, loss_of, next_commands, status_of
 from titan_recipes.launch.text import command, duration, gib, number, progress, short_path
 
+QUEUES = {
+    **dict.fromkeys(SLURM_SCHEDULERS, "SLURM"),
+    **dict.fromkeys(KUBERNETES_SCHEDULERS, "Kubernetes"),
+}
+"""A record's scheduler -> whose queue its runs wait in, and go on in by themselves."""
 EXIT_LEFT = 130  # the shell's code for Ctrl-C: whoever followed left, the run goes on
 
 
 class Interrupts:
-    """Counts Ctrl-C instead of raising KeyboardInterrupt in the middle of something."""
+    """Counts signals, Ctrl-C's first, instead of ending in the middle of something."""
 
-    def __init__(self) -> None:
+    def __init__(self, *numbers: signal.Signals) -> None:
         self.count = 0
+        self.by_terminal = True
+        """Whether the last one was Ctrl-C."""
+        self._numbers = numbers
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
+        self.by_terminal = number == signal.SIGINT
 
     @contextmanager
     def caught(self) -> Generator[None]:
@@ -51,11 +63,12 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, self._on_signal)
+        before = {number: signal.signal(number, self._on_signal) for number in self._numbers}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class Screen:
@@ -115,17 +128,20 @@ def follow(run: Run, *, log_offset: int = 0, console: Console | None = None) -> 
     """
     layout = run.layout
     tail = Tail(layout.node_log(0), offset=log_offset)
-    interrupts, answered, waits = Interrupts(), 0, ""
-    is_queued = run.record.scheduler in SLURM_SCHEDULERS
+    is_queued = run.record.scheduler in QUEUES
+    ends_by = (signal.SIGINT,) if is_queued else (signal.SIGINT, signal.SIGTERM)
+    interrupts, answered, waits = Interrupts(*ends_by), 0, ""
     console = console or Console(file=sys.stdout)
     job = run.job()
-    with interrupts.caught(), Screen(job, console) as screen:
+    with interrupts.caught(), mirrored(layout), Screen(job, console) as screen:
         while True:
             status = run_status(layout)  # asked before the last look at the log
             ended = status.state.is_final
             if is_queued and status.state is RunState.PENDING and status.cause != waits:
                 waits = status.cause
-                screen.line(f"waiting: {waits}" if waits else "waiting for SLURM")
+                screen.line(
+                    f"waiting: {waits}" if waits else f"waiting for {QUEUES[run.record.scheduler]}"
+                )
             for line in tail.rest() if ended else tail.lines():
                 if (row := metrics_of(line)) is None:
                     screen.line(line)
@@ -143,10 +159,11 @@ def follow(run: Run, *, log_offset: int = 0, console: Console | None = None) -> 
                     return EXIT_LEFT
                 try:
                     layout.stop.touch()
-                    words = f"{_stopping(job)}; Ctrl-C again leaves it to itself"
+                    words = _stopping(job)
                 except OSError as error:  # somebody else's run
-                    words = f"not yours to stop: {error.strerror}; Ctrl-C again leaves it to itself"
-                screen.line(words, "bold")
+                    words = f"not yours to stop: {error.strerror}"
+                again = "Ctrl-C again" if interrupts.by_terminal else "another SIGTERM"
+                screen.line(f"{words}; {again} leaves it to itself", "bold")
             time.sleep(POLL_SECONDS)
     ended_run = open_run(layout.root)
     tell_end(ended_run, screen)
