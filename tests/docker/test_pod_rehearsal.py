@@ -75,6 +75,8 @@ class Gang:
             names = ["--network", self.name, "--hostname", host]
             names += ["--network-alias", f"{host}.{self.name}"]
             place = ["--env", f"{rank_env}={index}"]
+            # No name server answers here, and torch asks for this name for 10 s at each start.
+            place += ["--add-host", "localhost:::ffff:127.0.0.1"]
             words = ["--name", self.container(index), *names, *place]
             self.engine.run("run", "--detach", *words, *self._flags(pod["spec"]))
 

@@ -237,7 +237,7 @@ def test_resume_with_a_setting_that_may_not_change_is_refused_and_changes_nothin
 
 def test_resume_of_a_run_of_another_scheduler_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, "one", stopped())
-    text = run.layout.record.read_text().replace('"scheduler": "local"', '"scheduler": "docker"')
+    text = run.layout.record.read_text().replace('"scheduler": "local"', '"scheduler": "aws_batch"')
     run.layout.record.write_text(text)
-    with pytest.raises(LaunchError, match="can't resume a run of docker from here"):
+    with pytest.raises(LaunchError, match="can't resume a run of aws_batch from here"):
         control.resume(open_run(run.layout.root))

@@ -166,18 +166,21 @@ def logs(
     """Print a run's log. Ctrl-C leaves the run alone."""
     if rank is not None and node is not None:
         raise click.UsageError("--rank and --node: give one of them")
+    from titan_recipes.launch.kubernetes_mirror import node_mirrored
     from titan_recipes.launch.logs import log_lines
     from titan_recipes.launch.runs import find_run
     from titan_recipes.launch.state import run_status
 
-    layout = find_run(run, outputs).layout
+    found = find_run(run, outputs)
+    layout = found.layout
 
     def running() -> bool:
         return not run_status(layout).state.is_final
 
     still = running if follow else None
-    for line in log_lines(layout, rank=rank, node=node, grep=grep, running=still):
-        click.echo(line)
+    with node_mirrored(layout, found.job(), rank=rank, node=node, follow=follow):
+        for line in log_lines(layout, rank=rank, node=node, grep=grep, running=still):
+            click.echo(line)
 
 
 @click.command(
@@ -239,7 +242,8 @@ Examples:
     help="Change training.steps, checkpoint.* or metrics.* (TOML).",
 )
 @click.option(
-    "--cluster", help="Under SLURM: another profile, or its own after you edited it (name or path)."
+    "--cluster",
+    help="Under SLURM and on Kubernetes: another profile, or its own, edited (name or path).",
 )
 @click.option("--detach", is_flag=True, help="Return once it runs, instead of following it.")
 @outputs_option

@@ -57,8 +57,10 @@ def _resolve(
     resolution = find_bundle(recipe).resolve(
         plan, overrides=overrides, cluster=profile, cluster_name=cluster_name
     )
-    outputs = outputs or profile.outputs or os.environ.get("TITAN_RECIPES_OUTPUTS") or "outputs"
-    return resolution, scheduler or profile.scheduler, outputs
+    scheduler = scheduler or profile.scheduler
+    of_profile = "" if scheduler == "kubernetes" else profile.outputs  # there a path in the pods
+    outputs = outputs or of_profile or os.environ.get("TITAN_RECIPES_OUTPUTS") or "outputs"
+    return resolution, scheduler, outputs
 
 
 def _show(files: Mapping[str, str]) -> None:
@@ -110,8 +112,8 @@ def launch(
 ) -> None:
     """Run RECIPE (a name, name@version, or a directory) and follow it to its end.
 
-    Ctrl-C stops a local run with a checkpoint, which `titan-recipes resume` continues; a run in
-    SLURM's queue goes on by itself.
+    Ctrl-C stops a local or docker run with a checkpoint, which `titan-recipes resume` continues; a
+    run under SLURM or on Kubernetes goes on by itself.
     """
     if arrays or len(recipes) > 1:
         _launch_array(recipes, arrays, name, after, dry_run, options)

@@ -11,6 +11,7 @@
   REQUEUE                               the trainer stopped before its last step
   EXCLUDE                               hosts that failed a preflight, separated by commas
   slurm_job  logs/slurm-<id>.log        id of its SLURM job; what the batch script and srun print
+  train.sbatch | docker.sh | job.yaml   what its scheduler was given
   kubernetes.json  mirror/              where its pods are; how far their logs are read from afar
 """
 

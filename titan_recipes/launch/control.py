@@ -20,8 +20,12 @@ from titan_recipes.config.cluster import Cluster, check_fits, check_time
 from titan_recipes.config.job import Job, read_job, to_toml
 from titan_recipes.config.layout import replace_file
 from titan_recipes.errors import ConfigError, LaunchError
-from titan_recipes.launch.attempts import check_kept, newest_checkpoint, saves
+from titan_recipes.launch.attempts import check_kept, saves
 from titan_recipes.launch.changes import change
+from titan_recipes.launch.docker_control import kill_container, start_container
+from titan_recipes.launch.docker_state import DOCKER_SCHEDULERS
+from titan_recipes.launch.kubernetes_control import cancel_pods, kill_pods, start_pods
+from titan_recipes.launch.kubernetes_submission import KUBERNETES_SCHEDULERS
 from titan_recipes.launch.local_control import began, kill_here, start_here
 from titan_recipes.launch.run_end import close
 from titan_recipes.launch.run_state import RunState
@@ -29,7 +33,7 @@ from titan_recipes.launch.runs import Run, open_run
 from titan_recipes.launch.slurm_control import kill_job, leave_queue, start_in_slurm
 from titan_recipes.launch.slurm_state import SLURM_SCHEDULERS
 from titan_recipes.launch.state import run_status
-from titan_recipes.launch.status import checkpoint_folder
+from titan_recipes.launch.status import checkpoint_folder, saved_step, sees_checkpoints
 from titan_recipes.launch.stop import CANCEL_WORD
 from titan_recipes.launch.torchrun import end_orphans
 
@@ -45,6 +49,8 @@ class Controls:
     """End a run at once; the run as it ended."""
     start: Callable[[Run, int], None]
     """Start an ended run again; it is told how long the node log was."""
+    cancel: Callable[[Run, Callable[[float], None]], Run] | None = None
+    """How a run is asked to save and stop, and waited for; None = by the stop file."""
 
 
 _HERE = Controls(kill_here, start_here)
@@ -53,8 +59,12 @@ CONTROLS: dict[str, Controls] = {
     "titan_local": _HERE,
     "local_cwd": _HERE,
     **dict.fromkeys(SLURM_SCHEDULERS, Controls(kill_job, start_in_slurm)),
+    **dict.fromkeys(DOCKER_SCHEDULERS, Controls(kill_container, start_container)),
+    **dict.fromkeys(KUBERNETES_SCHEDULERS, Controls(kill_pods, start_pods, cancel_pods)),
 }
 """A record's scheduler -> its controls."""
+MOVABLE = {"slurm": SLURM_SCHEDULERS, "kubernetes": KUBERNETES_SCHEDULERS}
+"""Scheduler of a profile -> the records' schedulers whose runs take it on `resume`."""
 
 
 def _controls(run: Run, verb: str) -> Controls:
@@ -80,6 +90,10 @@ def cancel(run: Run, *, waiting: Callable[[float], None]) -> Run:
     waiting: called with the seconds waited so far. Raises LaunchError where the run does not stop
     within fault_tolerance.grace_seconds, with what to do.
     """
+    controls = CONTROLS.get(run.record.scheduler)
+    if controls and controls.cancel and not run_status(run.layout).state.is_final:
+        with _ours(run, "stop"):
+            return controls.cancel(run, waiting)
     job = run.job()
     grace = job.fault_tolerance.grace_seconds if job else 0
     began = time.monotonic()
@@ -101,8 +115,8 @@ def cancel(run: Run, *, waiting: Callable[[float], None]) -> Run:
 def _unanswered(run: Run, waited: float) -> Run:
     """A node that neither stopped nor killed its ranks in time: gone with its host, or stuck."""
     last = run.record.attempts[-1] if run.record.attempts else None
-    in_slurm = run.record.scheduler in SLURM_SCHEDULERS
-    if last and last.host != socket.gethostname() and not in_slurm:
+    is_local = CONTROLS.get(run.record.scheduler, _HERE) is _HERE
+    if last and last.host != socket.gethostname() and is_local:
         return close(run, last, f"lost: {last.host} did not answer for {waited:.0f} s")
     kill = f"titan-recipes cancel {run.word} --now"
     raise LaunchError(f"{run.name}: not stopped after {waited:.0f} s; kill it: {kill}")
@@ -120,15 +134,15 @@ def resume(
     """Start a run that has ended again; returns the size its node log had before.
 
     overrides: `section.key=value` for `CHANGEABLE` keys; cluster: name and profile that takes the
-    place of the one that a run under SLURM was launched with. Returns once the new attempt has
-    begun, or its job is in SLURM's queue.
+    place of the one that a run under SLURM or on Kubernetes was launched with. Returns once the new
+    attempt has begun, or its job is in the scheduler's queue.
     Raises ConfigError or LaunchError where it can't be resumed; nothing is changed then.
     """
     layout = run.layout
     start = _controls(run, "resume").start
     with _ours(run, "resume"), _alone(run):
-        run = open_run(layout.root)
-        state = run_status(layout, run.record).state
+        state = run_status(layout).state
+        run = open_run(layout.root)  # of pods, asking has brought news
         if not state.is_final:
             stop = f"stop it first: titan-recipes cancel {run.word}"
             raise LaunchError(f"{run.name}: is still {state.value}; {stop}")
@@ -156,9 +170,10 @@ def resume(
 
 def _moved(run: Run, job: Job, name: str, cluster: Cluster) -> Job:
     """The job under another profile. Raises LaunchError or ConfigError where it can't run there."""
-    if run.record.scheduler not in SLURM_SCHEDULERS or cluster.scheduler != "slurm":
+    if run.record.scheduler not in MOVABLE.get(cluster.scheduler, ()):
         got = f"a run of {run.record.scheduler}, a profile of {cluster.scheduler}"
-        raise LaunchError(f"--cluster {name}: {got}; only runs under SLURM take another profile")
+        cure = "only runs under SLURM and on Kubernetes take another profile, and one of theirs"
+        raise LaunchError(f"--cluster {name}: {got}; {cure}")
     grace = job.fault_tolerance.grace_seconds
     if problems := [*check_fits(job.plan, cluster, "--cluster"), *check_time(grace, cluster, name)]:
         raise ConfigError(problems)
@@ -168,9 +183,9 @@ def _moved(run: Run, job: Job, name: str, cluster: Cluster) -> Job:
 
 def _check_unfinished(run: Run, job: Job, changed: Job, state: RunState) -> None:
     """Raises LaunchError where nothing is left to go on from, or no step to train."""
-    folder = checkpoint_folder(run.layout, job)
-    reached = newest_checkpoint(folder)
-    check_kept(run.layout.root, run.record.attempts, folder)
+    reached = saved_step(run.layout, run.record.attempts, job)
+    if sees_checkpoints(run.layout):
+        check_kept(run.layout.root, run.record.attempts, checkpoint_folder(run.layout, job))
     if not reached and not saves(changed):
         why = "it saves no checkpoints (checkpoint.enable, checkpoint.load_only)"
         raise LaunchError(f"{run.name}: nothing to go on from: {why}; launch a new run")

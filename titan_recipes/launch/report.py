@@ -20,7 +20,7 @@ from titan_recipes.errors import LaunchError
 from titan_recipes.launch import charts
 from titan_recipes.launch.record import Attempt, is_alive, now
 from titan_recipes.launch.rows import figure, read_rows
-from titan_recipes.launch.runs import Run
+from titan_recipes.launch.runs import Run, open_run
 from titan_recipes.launch.status import Status, status_of
 from titan_recipes.launch.text import (
     UNKNOWN,
@@ -137,6 +137,7 @@ def render_report(run: Run) -> str:
 def page_of(run: Run) -> Page:
     """Gather what the page says."""
     status, job = status_of(run), run.job()
+    run = open_run(run.layout.root)  # of pods, asking has brought news
     rows = read_rows(run.layout.metrics)
     validation = read_rows(run.layout.validation)
     return Page(

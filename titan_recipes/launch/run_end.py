@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from titan_recipes.launch.attempts import newest_checkpoint
 from titan_recipes.launch.record import Attempt, now, write_record
 from titan_recipes.launch.runs import Run, open_run
-from titan_recipes.launch.status import checkpoint_folder
+from titan_recipes.launch.status import saved_step
 
 
 def closed(run: Run, cause: str) -> Run:
@@ -16,7 +15,7 @@ def closed(run: Run, cause: str) -> Run:
 
 def close(run: Run, last: Attempt, cause: str) -> Run:
     """Write down the end of an attempt whose node entry point can't any more."""
-    step = newest_checkpoint(checkpoint_folder(run.layout, run.job()))
+    step = saved_step(run.layout, run.record.attempts, run.job())
     last = replace(last, outcome="stopped", cause=cause, ended=now(), step_to=step, final=True)
     write_record(run.layout, run.record.with_attempt(last))
     return open_run(run.layout.root)

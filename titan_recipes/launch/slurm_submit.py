@@ -41,14 +41,14 @@ def check_here(job: Job, where_of: WhereOf) -> None:
     Its data and tokenizer are looked for where no container keeps them from view: login nodes share
     their file systems with the others.
     """
-    problems = [*_secret_problems(job)]
+    problems = [*missing_secrets(job)]
     if job.site.container.runtime == "none":
         problems += input_problems(job, where_of)
     if problems:
         raise ConfigError(problems)
 
 
-def _secret_problems(job: Job) -> Iterator[Problem]:
+def missing_secrets(job: Job) -> Iterator[Problem]:
     where = job.origin.cluster or "cluster"
     for name, source in job.site.secrets.items():
         key = f"secrets.{name}"

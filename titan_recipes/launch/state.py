@@ -6,6 +6,9 @@ On this machine that is the node entry point's process.
 import socket
 
 from titan_recipes.config.layout import RunLayout
+from titan_recipes.launch.docker_state import DOCKER_SCHEDULERS, in_docker
+from titan_recipes.launch.kubernetes_state import in_kubernetes
+from titan_recipes.launch.kubernetes_submission import KUBERNETES_SCHEDULERS
 from titan_recipes.launch.record import RUN_DIR_FLAG, RunRecord, is_alive, read_record
 from titan_recipes.launch.run_state import (
     START_TIMEOUT_SECONDS,
@@ -21,7 +24,11 @@ from titan_recipes.launch.slurm_state import SLURM_SCHEDULERS, in_slurm
 from titan_recipes.launch.torchrun import processes_with
 
 SUBMIT_SECONDS = 2.0  # from the record to the process, which the launcher starts right after
-ASKS: dict[str, Ask] = {name: in_slurm for name in SLURM_SCHEDULERS}
+ASKS: dict[str, Ask] = {
+    **dict.fromkeys(SLURM_SCHEDULERS, in_slurm),
+    **dict.fromkeys(DOCKER_SCHEDULERS, in_docker),
+    **dict.fromkeys(KUBERNETES_SCHEDULERS, in_kubernetes),
+}
 """A record's scheduler -> what finds out how its runs stand; for all others this machine tells."""
 
 

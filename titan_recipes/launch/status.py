@@ -20,7 +20,8 @@ from titan_recipes.launch.attempts import (
     newest_checkpoint,
     saves,
 )
-from titan_recipes.launch.record import Attempt
+from titan_recipes.launch.kubernetes_submission import is_mirror, submitted
+from titan_recipes.launch.record import Attempt, read_record
 from titan_recipes.launch.rows import figure, last_row
 from titan_recipes.launch.runs import Run
 from titan_recipes.launch.state import RunState, run_status
@@ -93,18 +94,32 @@ def loss_of(status: Status) -> str:
 
 
 def checkpoint_folder(layout: RunLayout, job: Job | None) -> Path:
-    """Where the run's checkpoints are."""
-    return layout.root / (job.checkpoint if job else Checkpoint()).folder
+    """Where the run's checkpoints are; of a run that only its pods see, as they see it."""
+    where = submitted(layout) if is_mirror(layout) else None
+    root = Path(where.run_dir) if where else layout.root
+    return root / (job.checkpoint if job else Checkpoint()).folder
+
+
+def sees_checkpoints(layout: RunLayout) -> bool:
+    """Whether the run's checkpoints are looked for here, and not only in its pods."""
+    return not is_mirror(layout)
+
+
+def saved_step(layout: RunLayout, attempts: Sequence[Attempt], job: Job | None) -> int:
+    """Step of the newest checkpoint, as its folder or, from afar, the attempts say; 0 = none."""
+    if sees_checkpoints(layout):
+        return newest_checkpoint(checkpoint_folder(layout, job))
+    return max((attempt.step_to for attempt in attempts), default=0)
 
 
 def status_of(run: Run) -> Status:
     """Look at a run."""
     job, record, layout = run.job(), run.record, run.layout
     now = run_status(layout, record)
+    record = read_record(layout)  # of pods, asking has brought news
     row = last_row(layout.metrics)
-    folder = checkpoint_folder(layout, job)
-    saved = newest_checkpoint(folder)
     attempts = record.attempts
+    folder, saved = checkpoint_folder(layout, job), saved_step(layout, attempts, job)
     logged = int(figure(row, "step") or 0)
     reached = max(saved, logged)
     age = datetime.now(UTC) - datetime.fromisoformat(record.created)
@@ -133,7 +148,7 @@ def status_of(run: Run) -> Status:
         ended=attempts[-1].ended if attempts and now.state.is_final else "",
         age_seconds=age.total_seconds(),
         failures=tuple(_failure(attempt) for attempt in attempts if attempt.outcome == "failed"),
-        next=next_commands(run.word, now.state, resumes=_resumes(attempts, job, folder)),
+        next=next_commands(run.word, now.state, resumes=_resumes(layout, attempts, job)),
     )
 
 
@@ -146,13 +161,13 @@ def _failure(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _resumes(attempts: Sequence[Attempt], job: Job | None, folder: Path) -> bool:
+def _resumes(layout: RunLayout, attempts: Sequence[Attempt], job: Job | None) -> bool:
     """Whether an ended run goes on if `resume` is typed now, with nothing mended before."""
     if attempts and attempts[-1].exit_code in NEVER_RETRIED:
         return False
-    if lost_checkpoint(attempts, folder):
+    if sees_checkpoints(layout) and lost_checkpoint(attempts, checkpoint_folder(layout, job)):
         return False
-    return job is not None and (saves(job) or newest_checkpoint(folder) > 0)
+    return job is not None and (saves(job) or saved_step(layout, attempts, job) > 0)
 
 
 def next_commands(word: str, state: RunState, *, resumes: bool) -> tuple[str, ...]:

@@ -22,8 +22,17 @@ from typing import TYPE_CHECKING
 from titan_recipes.config.datasets import WhereOf
 from titan_recipes.config.job import Job, to_toml
 from titan_recipes.config.layout import RunLayout, replace_file
+from titan_recipes.config.site import secret_problems
 from titan_recipes.errors import BundleError, ConfigError, LaunchError, TitanRecipesError
+from titan_recipes.launch.docker_check import as_container
+from titan_recipes.launch.docker_request import docker_files
 from titan_recipes.launch.inputs import bundle_directory, input_problems
+from titan_recipes.launch.kubernetes_submission import (
+    as_pods,
+    pod_files,
+    pods_image,
+    pods_outputs,
+)
 from titan_recipes.launch.machine import check_trainer, fit, in_job
 from titan_recipes.launch.record import new_record, write_record
 from titan_recipes.launch.runs import Run, real
@@ -53,6 +62,8 @@ class Backend:
     """The files, path -> text, that a launch into this run directory writes beside component.py."""
     config: Callable[[RunLayout, str], dict[str, str]] = lambda layout, after: {}
     """What torchx's -cfg would say, with the ids of jobs to wait for, separated by commas."""
+    seen: Callable[[Job, str], tuple[str, str]] = lambda job, outputs: (outputs, "")
+    """The folder of the run directories as the job sees it, and the component's image."""
     gives_id: bool = False
     """Whether the scheduler makes up the app's id, and the node entry point writes it down."""
 
@@ -77,8 +88,13 @@ def preview(
     check_outputs(outputs)
     if name is not None:
         check_name(name)
+    where = job.origin.cluster or "cluster"
+    if scheduler != "local" and (
+        problems := [*secret_problems(job.site.secrets, scheduler, where)]
+    ):
+        raise ConfigError(problems)
     run_dir = os.path.join(os.path.abspath(outputs), name or default_name(job))
-    files = job_files(job, name=name or "", outputs=outputs)
+    files = _job_files(job, scheduler, name or "", outputs)
     return files | BACKENDS[scheduler].more_files(job, run_dir)
 
 
@@ -109,7 +125,7 @@ def launch(
     waits_for = ",".join(jobs_of(after))
     job, note = BACKENDS[scheduler].prepare(job, where_of)
     wanted = name or default_name(job)
-    job_files(job, name=wanted, outputs=str(outputs))  # a template that fails does so before mkdir
+    preview(job, outputs=str(outputs), name=wanted, scheduler=scheduler)  # fails before mkdir
     layout = make_directory(outputs, wanted, is_chosen=name is not None)
     handle = _submit(layout, job, scheduler, command, waits_for)
     return Launched(layout, handle, (note,) if note else ())
@@ -148,6 +164,22 @@ BACKENDS = {
         config=lambda layout, after: {"after": after},
         gives_id=True,
     ),
+    "docker": Backend(
+        "titan_docker",
+        "titan_recipes.launch.titan_docker",
+        as_container,
+        more_files=docker_files,
+        gives_id=True,
+    ),
+    "kubernetes": Backend(
+        "titan_kubernetes",
+        "titan_recipes.launch.titan_kubernetes",
+        as_pods,
+        more_files=lambda job, run_dir: pod_files(job, os.path.basename(run_dir)),
+        config=lambda layout, after: {"record": str(layout.root.parent)},
+        seen=lambda job, outputs: (pods_outputs(job), pods_image(job)),
+        gives_id=True,
+    ),
 }
 """The schedulers of `--scheduler`."""
 
@@ -173,7 +205,7 @@ def _submit(layout: RunLayout, job: Job, scheduler: str, command: Sequence[str],
     )
     runner = Runner(SESSION, {backend.name: import_module(backend.module).create_scheduler})
     try:
-        files = job_files(job, name=layout.root.name, outputs=str(layout.root.parent))
+        files = _job_files(job, scheduler, layout.root.name, str(layout.root.parent))
         for path, text in files.items():
             replace_file(layout.root / path, text)
         request = _request(runner, layout, job, backend.name, backend.config(layout, after))
@@ -204,9 +236,15 @@ def _templates(job: Job) -> Path:
     return bundle_directory(job) / "templates"
 
 
-def job_files(job: Job, *, name: str, outputs: str) -> dict[str, str]:
+def _job_files(job: Job, scheduler: str, name: str, outputs: str) -> dict[str, str]:
+    """job.toml and component.py of a run under a scheduler."""
+    seen_outputs, image = BACKENDS[scheduler].seen(job, outputs)
+    return job_files(job, name=name, outputs=seen_outputs, image=image)
+
+
+def job_files(job: Job, *, name: str, outputs: str, image: str = "") -> dict[str, str]:
     """job.toml and component.py of a run. Raises BundleError for the bundle's own templates."""
-    files = render(job, name=name, outputs=outputs, search_path=[_templates(job)])
+    files = render(job, name=name, outputs=outputs, image=image, search_path=[_templates(job)])
     return {"job.toml": to_toml(job), **files}
 
 
@@ -253,7 +291,20 @@ def make_directory(outputs: Path, name: str, *, is_chosen: bool) -> RunLayout:
                     cure += f", or see how it stands: titan-recipes status {shlex.quote(str(root))}"
                 raise LaunchError(f"{root}: exists already; {cure}") from error
         except OSError as error:
-            raise LaunchError(f"{root}: can't be made: {error.strerror}; see --outputs") from error
+            raise LaunchError(f"{root}: can't be made: {error.strerror}; {_cure(error)}") from error
         else:
             return RunLayout(root)
     raise LaunchError(f"{outputs / name}: exists a hundred times; choose a --name")
+
+
+def _cure(error: OSError) -> str:
+    """What to do where a run directory can't be made; in a container, run it as another user."""
+    engines = ("/.dockerenv", "/run/.containerenv")  # what Docker and Podman put into each
+    if not isinstance(error, PermissionError) or not any(map(os.path.exists, engines)):
+        return "see --outputs"
+    folder = Path(str(error.filename)).parent
+    owner = folder.stat().st_uid
+    whose = f"{folder} is uid {owner}'s, this container runs as uid {os.getuid()}"
+    if owner == 0:  # the engine made the folder that it was told to mount
+        return f"{whose}: make the mounted folder yourself before docker run"
+    return f'{whose}: add --user "$(id -u):$(id -g)" to docker run'
