@@ -208,6 +208,10 @@ def test_profile_when_it_says_nothing_keeps_runs_on_a_claim(tmp_path: Path) -> N
             'kind = "volcano"\npod = {schedulerName = "x"}',
             "kubernetes.pod.schedulerName: can't be set with kind = \"volcano\"; remove it",
         ),
+        (
+            'kind = "volcano"\nmax_restarts = 0',
+            "kubernetes.max_restarts: got 0, which Volcano takes for 3; use 1 or more",
+        ),
     ],
 )  # fmt: skip
 def test_key_that_no_cluster_would_take_is_refused(tmp_path: Path, line: str, problem: str) -> None:
@@ -262,9 +266,10 @@ def test_volume_that_no_pod_could_mount_is_refused(tmp_path: Path, line: str, pr
             'outputs: got "/outputs", on the volume "outputs", which is read-only; remove',
         ),
         (
-            '[secrets]\nHF_TOKEN = "env"',
+            '[kubernetes]\nnamespace = "ml"\n[secrets]\nHF_TOKEN = "env"',
             "secrets.HF_TOKEN: pods can't see the submitter's environment and files; kubectl "
-            "create secret generic hf-token --from-literal=value=..., then "
+            "--namespace ml create secret generic hf-token --from-file=value=/dev/stdin "
+            "(type the value, then Ctrl-D twice), then "
             'HF_TOKEN = "secret:hf-token/value"',
         ),
         ('[secrets]\nA = "file:/a"', "secrets.A: pods can't see the submitter's environment"),

@@ -24,6 +24,7 @@ KINDS = {
     ("trainer.kubeflow.org/v1alpha1", "trainingruntimes"): "TrainingRuntime",
     ("batch.volcano.sh/v1alpha1", "jobs"): "Job",
     ("kueue.x-k8s.io/v1beta1", "workloads"): "Workload",
+    ("kueue.x-k8s.io/v1beta2", "workloads"): "Workload",
 }
 PATH = re.compile(
     r"/(?:api/(v1)|apis/([^/]+/[^/]+))/namespaces/([^/]+)/([^/]+)(?:/([^/]+)(?:/([^/]+))?)?"

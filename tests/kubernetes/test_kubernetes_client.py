@@ -1,6 +1,7 @@
 """The client against a real TCP server: what it asks, and a clear line for all that goes wrong."""
 
 import json
+import re
 import socket
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from tests.kubernetes.api_handler import Key
 from tests.kubernetes.api_server import ApiServer
+from titan_recipes.config.data_root import install_command
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch import kubernetes_client
 from titan_recipes.launch.kubernetes_client import POD, Api, check_installed, connect
@@ -220,6 +222,17 @@ def test_expired_token_asks_for_a_new_login(
         connect().find(POD, "ml")
 
 
+def test_new_login_is_read_after_an_expired_one(
+    api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = api.write_kubeconfig(tmp_path / "kube", "expired")
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    with pytest.raises(KubernetesError, match="log in again"):
+        connect().find(POD, "ml")
+    api.write_kubeconfig(config)
+    assert connect().find(POD, "ml")[0] == []
+
+
 @pytest.mark.parametrize(
     ("text", "context", "expected"),
     [
@@ -250,7 +263,7 @@ def test_context_that_is_not_there_is_named(api: ApiServer) -> None:
 
 def test_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kubernetes.client", None)
-    with pytest.raises(LaunchError, match=r"pip install 'titan-recipes\[kubernetes\]'"):
+    with pytest.raises(LaunchError, match=re.escape(install_command("kubernetes"))):
         check_installed()
 
 

@@ -12,6 +12,7 @@ from live_runs import HOLD_STEP
 from rich.console import Console
 from training import column
 
+from tests.kubernetes.api_handler import Key
 from tests.kubernetes.api_server import ApiServer
 from tests.kubernetes.pod_cluster import PodCluster
 from tests.kubernetes.pod_runs import (
@@ -24,6 +25,7 @@ from tests.kubernetes.pod_runs import (
     wait_for_end,
 )
 from titan_recipes.config.layout import RunLayout
+from titan_recipes.launch import kubernetes_mirror, kubernetes_pods
 from titan_recipes.launch.follow import EXIT_LEFT, follow
 from titan_recipes.launch.kubernetes_client import POD, connect
 from titan_recipes.launch.kubernetes_mirror import mirrored
@@ -33,6 +35,7 @@ from titan_recipes.launch.state import RunState, run_status
 from titan_recipes.launch.status import status_of
 
 PLURALS = {"jobset": "jobsets", "trainjob": "trainjobs", "volcano": "jobs"}
+JOBSETS: Key = ("jobset.x-k8s.io/v1alpha2", "jobsets", "ml")
 ONE = ("plan.nodes=1", "training.steps=6")
 
 
@@ -128,6 +131,62 @@ def test_resume_while_it_runs_is_refused(place: Place, workers: PodCluster) -> N
     assert refused.exit_code == 2
     assert "a: is still RUNNING; stop it first: titan-recipes cancel" in refused.output
     call("cancel", layout.root, "--now")
+
+
+def test_resume_deletes_what_a_killed_resume_left_and_goes_on_after_it(
+    place: Place, workers: PodCluster
+) -> None:
+    workers.held = True
+    layout = hold(place, "a")
+    call("cancel", layout.root)
+    workers.held = False
+    known = layout.kubernetes.read_text()
+    assert call("resume", layout.root, "--detach").exit_code == 0
+    theirs = RunLayout(place.volume / "a").metrics
+    wait_for(lambda: theirs.exists() and len(theirs.read_text().splitlines()) == HOLD_STEP, layout)
+    layout.kubernetes.write_text(known)  # as it was, had it been killed before it wrote that down
+    left = workers.api.objects[JOBSETS]["a-r2"]["metadata"]["uid"]
+
+    done = call("resume", layout.root)
+    assert done.exit_code == 0, done.output
+    assert objects(workers.api) == ["a-r2"]
+    assert workers.api.objects[JOBSETS]["a-r2"]["metadata"]["uid"] != left
+    last = attempts(RunLayout(place.volume / "a"))[-2:]
+    assert [(one.outcome, one.step_from, one.step_to) for one in last] == [
+        ("stopped", 0, HOLD_STEP),
+        ("done", HOLD_STEP, 6),
+    ]
+
+
+def test_resume_beside_an_object_that_is_not_ours_is_refused(
+    place: Place, workers: PodCluster
+) -> None:
+    workers.held = True
+    layout = hold(place, "a")
+    call("cancel", layout.root)
+    workers.api.make(JOBSETS, {"metadata": {"name": "a-r2"}, "spec": {"suspend": True}})
+    refused = call("resume", layout.root)
+    assert (refused.exit_code, "already exists" in refused.output) == (2, True)
+    assert objects(workers.api) == ["a-r2"]
+
+
+def test_expired_login_is_told_once_while_a_run_is_followed(
+    place: Place,
+    workers: PodCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(kubernetes_pods, "ASK_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(kubernetes_mirror, "LOGIN_SECONDS", 0.1)
+    layout = begin(place, "a")
+    workers.api.fail_next("GET", "jobsets/a", 401, message="Unauthorized", times=3)
+    workers.api.fail_next("GET", "/log", 401, message="Unauthorized", times=2)
+    (place.volume / "a" / "HOLD").unlink()
+    screen = io.StringIO()
+    assert follow(open_run(layout.root), console=Console(file=screen, width=400)) == 0
+    cause = f"{workers.api.url}: does not know you: Unauthorized; log in again: the kubeconfig's"
+    assert screen.getvalue().count(f"as last seen: {cause}") == 1
+    assert capsys.readouterr().err.count(f"warning: {cause}") == 1
 
 
 def test_run_that_waits_in_a_queue_is_just_deleted(place: Place, workers: PodCluster) -> None:

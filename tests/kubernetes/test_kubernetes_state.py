@@ -75,6 +75,9 @@ UNSCHEDULABLE = {
 }
 
 
+NO_USER = container(terminated={"exitCode": 128, "reason": "StartError", "message": "no such user"})
+
+
 @pytest.mark.parametrize(
     ("pods", "cause"),
     [
@@ -91,6 +94,14 @@ UNSCHEDULABLE = {
         ),
         ([container(waiting={"reason": "ContainerCreating"})], "its pods start"),
         ([container(running={}) | {"phase": "Running"}], "starting"),
+        (
+            [NO_USER | {"phase": "Failed"}],
+            "its pods have ended; new ones come; after: pod 0: no such user (StartError exit 128)",
+        ),
+        (
+            [NO_USER | {"phase": "Failed"}, container(running={}) | {"phase": "Running"}],
+            "starting; after: pod 0: no such user (StartError exit 128)",
+        ),
     ],
 )  # fmt: skip
 def test_run_that_waits_says_for_what(
@@ -101,7 +112,31 @@ def test_run_that_waits_says_for_what(
     assert asked(layout) == RunStatus(RunState.PENDING, cause)
 
 
-def test_suspended_job_gives_the_words_of_kueue(api: ApiServer, layout: RunLayout) -> None:
+def test_gang_that_restarts_before_any_attempt_says_why(api: ApiServer, layout: RunLayout) -> None:
+    add_pod(api, 0, **container(waiting={"reason": "ContainerCreating"}))
+    say(api, layout, restarts=4)
+    assert asked(layout).cause == "its pods start; after: 4 restarts"
+    event = {
+        "metadata": {"name": "event"},
+        "type": "Warning",
+        "reason": "FailedMount",
+        "message": 'persistentvolumeclaim "runs" not found',
+        "involvedObject": {"name": "a-trainer-0-0-abc"},
+    }
+    api.make(("v1", "events", "ml"), event)
+    assert asked(layout) == RunStatus(
+        RunState.PENDING,
+        'its pods start; after: FailedMount: persistentvolumeclaim "runs" not found',
+    )
+
+
+@pytest.mark.parametrize("version", ["v1beta2", "v1beta1"])
+def test_suspended_job_gives_the_words_of_kueue(
+    api: ApiServer, layout: RunLayout, version: str
+) -> None:
+    api.installed -= {
+        (f"kueue.x-k8s.io/{other}", "workloads") for other in {"v1beta1", "v1beta2"} - {version}
+    }
     say(api, layout, conditions=[{"type": "Suspended", "status": "True"}])
     assert asked(layout).cause == "suspended: no queue has admitted it yet"
     where = submitted(layout)
@@ -111,7 +146,7 @@ def test_suspended_job_gives_the_words_of_kueue(api: ApiServer, layout: RunLayou
         "metadata": {"name": "w", "labels": {"kueue.x-k8s.io/job-uid": where.uid}},
         "status": {"conditions": [no_quota]},
     }
-    api.make(("kueue.x-k8s.io/v1beta1", "workloads", "ml"), workload)
+    api.make((f"kueue.x-k8s.io/{version}", "workloads", "ml"), workload)
     assert asked(layout) == RunStatus(RunState.PENDING, "suspended: insufficient quota: gpu")
 
 

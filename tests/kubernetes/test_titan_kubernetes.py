@@ -1,6 +1,8 @@
 """`titan_kubernetes` and `launch --scheduler kubernetes`: what is submitted, and what refused."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -9,18 +11,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from live_runs import HOLD_STEP, until
 from past_runs import debug_job
 from torchx.runner import Runner
 from torchx.specs import AppState
 
-from tests.kubernetes.api_handler import Key
+from tests.kubernetes.api_handler import Key, Object
 from tests.kubernetes.api_server import ApiServer
 from tests.kubernetes.pod_cluster import PodCluster
 from tests.kubernetes.pod_runs import IMAGE, Place, call, start, wait_for_end
+from titan_recipes.config.data_root import install_command
 from titan_recipes.config.job import decode, read_job
 from titan_recipes.config.kubernetes import Volume
 from titan_recipes.config.layout import RunLayout
+from titan_recipes.config.site import Container, Site
 from titan_recipes.errors import ConfigError, LaunchError
+from titan_recipes.launch import kubernetes_client
 from titan_recipes.launch.kubernetes_errors import KubernetesError
 from titan_recipes.launch.kubernetes_submission import as_pods, submitted
 from titan_recipes.launch.record import read_record
@@ -31,6 +37,7 @@ from titan_recipes.launch.titan_kubernetes import Request, create_scheduler
 JOBSETS: Key = ("jobset.x-k8s.io/v1alpha2", "jobsets", "ml")
 TRAINJOBS: Key = ("trainer.kubeflow.org/v1alpha1", "trainjobs", "ml")
 RUNTIMES: Key = ("trainer.kubeflow.org/v1alpha1", "trainingruntimes", "ml")
+OBJECT_PATH = "/apis/jobset.x-k8s.io/v1alpha2/namespaces/ml/jobsets/a"
 CLAIMS: Key = ("v1", "persistentvolumeclaims", "ml")
 
 
@@ -158,8 +165,9 @@ def test_torchx_cancel_has_the_pods_save(place: Place, workers: PodCluster) -> N
     (place.volume / "a").mkdir()
     (place.volume / "a" / "HOLD").touch()
     layout = start(place, "a", place.job("plan.nodes=1"))
-    while run_status(layout).state.value != "RUNNING":
-        time.sleep(0.05)
+    held = place.volume / "a" / "metrics.jsonl"
+    until(lambda: held.exists() and held.read_text().count("\n") == HOLD_STEP, "the held step")
+    until(lambda: run_status(layout).state.value == "RUNNING", "a run that runs")
     runner().cancel("titan_kubernetes://torchx/ml:a")
     while workers.pods():
         time.sleep(0.05)
@@ -227,6 +235,50 @@ def test_runtime_without_its_trainjob_is_taken_back(api: ApiServer, place: Place
     assert [*place.outputs.iterdir()] == []
 
 
+@pytest.mark.parametrize(("kind", "key"), [("jobset", JOBSETS), ("trainjob", TRAINJOBS)])
+def test_object_whose_answer_was_lost_for_good_is_taken_back(
+    api: ApiServer, place: Place, monkeypatch: pytest.MonkeyPatch, kind: str, key: Key
+) -> None:
+    monkeypatch.setattr(kubernetes_client, "BACKOFF_SECONDS", ())
+    api.fail_next("POST", key[1], drop=True)
+    with pytest.raises(KubernetesError, match="the connection broke off"):
+        start(place, "a", place.job(kind=kind))
+    assert api.objects[key] == api.objects.get(RUNTIMES, {}) == {}
+    assert [*place.outputs.iterdir()] == []
+
+
+def test_object_of_a_launch_that_ctrl_c_cut_off_is_taken_back(api: ApiServer, place: Place) -> None:
+    def interrupt(kind: str, key: Key, thing: Object) -> None:
+        """While it waits for the answer; the server gives none before it is asked again."""
+        if (kind, key) == ("ADDED", JOBSETS):
+            os.kill(os.getpid(), signal.SIGINT)
+            deadline = time.monotonic() + 20
+            while ("GET", OBJECT_PATH) not in api.requests and time.monotonic() < deadline:
+                time.sleep(0.02)
+
+    api.on_change.append(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start(place, "a", place.job())
+    assert api.objects[JOBSETS] == {}
+    assert [*place.outputs.iterdir()] == []
+
+
+def test_object_that_may_be_left_behind_is_told_of(
+    api: ApiServer,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(kubernetes_client, "BACKOFF_SECONDS", ())
+    api.fail_next("POST", "jobsets", drop=True)
+    api.fail_next("GET", "jobsets/a", 403, message="no")
+    with pytest.raises(KubernetesError, match="the connection broke off"):
+        start(place, "a", place.job())
+    told = capsys.readouterr().err
+    assert told.startswith("warning: JobSet ml/a may be there: not allowed to get jobsets")
+    assert told.endswith("; delete it: kubectl -n ml delete jobsets.jobset.x-k8s.io a\n")
+
+
 @pytest.mark.parametrize(
     ("code", "expected"),
     [(401, "log in again"), (403, "not allowed to create jobsets.jobset.x-k8s.io"), (422, "422")],
@@ -258,7 +310,7 @@ def test_launch_without_a_kubeconfig_or_the_package_says_so(
     assert "no kubeconfig there" in call(*words).output
     monkeypatch.setitem(sys.modules, "kubernetes.client", None)
     refused = call(*words)
-    assert "pip install 'titan-recipes[kubernetes]'" in refused.output
+    assert install_command("kubernetes") in refused.output
     assert refused.exit_code == 2
     assert [*place.outputs.iterdir()] == []
 
@@ -267,6 +319,10 @@ def test_image_without_a_registry_is_noted(api: ApiServer, tmp_path: Path) -> No
     _, note = as_pods(debug_job(), lambda key: key)
     assert note.startswith("image titan-recipes:")
     assert "set container.image in the profile" in note
+    tagged = replace(debug_job(), site=Site(container=Container(image="registry.example/x:1")))
+    assert as_pods(tagged, lambda key: key)[1].endswith("; name it by digest")
+    pinned = replace(tagged, site=Site(container=Container(image=IMAGE)))
+    assert as_pods(pinned, lambda key: key)[1] == ""
 
 
 def test_resume_with_another_profile_moves_the_run(

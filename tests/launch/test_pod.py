@@ -1,9 +1,11 @@
 """The node entry point in a pod: what it prints for the launcher, how it ends, when it begins."""
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,8 @@ from past_runs import attempt as past_attempt
 from titan_recipes.config.job import encode, read_job
 from titan_recipes.config.layout import ATTEMPT_MARK
 from titan_recipes.config.site import Container
-from titan_recipes.launch.changes import change
+from titan_recipes.errors import LaunchError
+from titan_recipes.launch.changes import adopt_job, change
 from titan_recipes.launch.pod import WAITING, pod_exit_code
 
 HANDLE = "titan_kubernetes://titan-recipes/default:run"
@@ -121,7 +124,7 @@ def test_pods_when_the_last_attempt_failed_a_moment_ago_all_take_part_in_the_nex
 def test_pod_when_another_one_is_late_waits_and_begins_no_attempt(
     make_run: Callable[..., NodeRun],
 ) -> None:
-    run = make_run("commit(1)", "plan.nodes=2")
+    run = make_run("rank or commit(1)", "plan.nodes=2")
     nodes = ["--job", encode(run.job), "--in-pod", "--nodes", "2", "--run-id", "run"]
     first = run.start(*nodes, "--node-rank", "0")
     log = run.layout.node_log(0)
@@ -129,6 +132,79 @@ def test_pod_when_another_one_is_late_waits_and_begins_no_attempt(
     first.send_signal(signal.SIGTERM)
     output, _ = first.communicate(timeout=60)
     assert (first.returncode, told(output), run.layout.record.exists()) == (143, [], False)
+    # The stop file that it left is not the next pods': they train.
+    second = run.start(*nodes, "--node-rank", "1")
+    first = run.start(*nodes, "--node-rank", "0")
+    outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], outputs
+
+
+def test_pods_when_one_is_late_all_wait_and_outlive_a_node_0_that_was_replaced(
+    make_run: Callable[..., NodeRun],
+) -> None:
+    run = make_run("rank or commit(1)", "plan.nodes=3", "training.global_batch_size=6")
+    nodes = ["--job", encode(run.job), "--in-pod", "--nodes", "3", "--run-id", "run"]
+    early = run.start(*nodes, "--node-rank", "1")
+    lost = run.start(*nodes, "--node-rank", "0")
+    log = run.layout.node_log(0)
+    until(lambda: log.exists() and WAITING in log.read_text(), "node 0")
+    lost.kill()
+    lost.wait()
+    first = run.start(*nodes, "--node-rank", "0")
+    until(lambda: log.read_text().count(WAITING) == 2, "node 0 again")
+    late = run.start(*nodes, "--node-rank", "2")
+    outputs = [process.communicate(timeout=120)[0] for process in (first, early, late)]
+    assert [first.returncode, early.returncode, late.returncode] == [0, 0, 0], outputs
+
+
+def test_pod_when_stopped_because_another_failed_counts_as_failed(
+    make_run: Callable[..., NodeRun],
+) -> None:
+    run = make_run(
+        """
+        write_exit(1, "boom") if rank == 1 else (root / "at-0").touch()
+        sys.exit(1) if rank == 1 else time.sleep(600)
+        """,
+        "plan.nodes=2",
+        "fault_tolerance.grace_seconds=1",
+    )
+    nodes = ["--job", encode(run.job), "--in-pod", "--nodes", "2", "--run-id", "run"]
+    second = run.start(*nodes, "--node-rank", "1")
+    first = run.start(*nodes, "--node-rank", "0")
+    until((run.layout.root / "at-0").exists, "rank 0")
+    second.communicate(timeout=120)
+    first.send_signal(signal.SIGTERM)  # as Kubernetes does then
+    first.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (1, 1)
+    (attempt,) = run.attempts()
+    assert (attempt.outcome, attempt.final, attempt.cause) == ("failed", False, "boom")
+
+
+def test_pod_when_the_volume_has_another_run_of_the_name_refuses(
+    make_run: Callable[..., NodeRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("commit(1)")
+    assert run.finish("--job", encode(run.job), "--in-pod")[0] == 0
+    assert run.finish("--job", encode(run.job), "--in-pod")[0] == 0  # the same: done already
+    monkeypatch.setenv("TORCHX_JOB_ID", "titan_kubernetes://titan-recipes/default:other")
+    code, output = run.finish("--job", encode(run.job), "--in-pod")
+    assert code == 2
+    assert f"holds a run of {HANDLE}; give the run another --name" in output
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can become another user")
+def test_node_when_its_directory_cannot_be_written_says_by_whom(
+    make_run: Callable[..., NodeRun], tmp_path: Path
+) -> None:
+    run = make_run("")
+    tmp_path.chmod(0o755)
+    run.layout.root.parent.mkdir()
+    os.seteuid(4321)
+    try:
+        with pytest.raises(LaunchError, match=r"can't be written by user \d+, group 0: Permission"):
+            adopt_job(run.layout, encode(run.job))
+    finally:
+        os.seteuid(0)
 
 
 def test_pod_when_resumed_takes_the_new_job_and_counts_as_resumed_once(

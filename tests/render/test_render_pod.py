@@ -139,10 +139,26 @@ def test_topology_that_is_exclusive_is_asked_of_jobset(kind: str) -> None:
 # --- the overlay ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("pod", "expected"),
+    [
+        ({}, None),
+        ({"hostNetwork": False}, None),
+        ({"hostNetwork": True}, "ClusterFirstWithHostNet"),
+        ({"hostNetwork": True, "dnsPolicy": "Default"}, "Default"),
+    ],
+)
+def test_pod_on_its_nodes_network_finds_the_names_of_the_cluster(
+    pod: dict[str, Any], expected: str | None
+) -> None:
+    assert pod_of(job_of(LIKENESS, pod=pod)).get("dnsPolicy") == expected
+
+
 def test_overlay_is_merged_by_name() -> None:
-    pod = {
+    pod: dict[str, Any] = {
         "hostNetwork": True,
-        "dnsPolicy": "ClusterFirstWithHostNet",
+        "dnsPolicy": "None",
+        "dnsConfig": {"nameservers": ["10.0.0.10"]},
         "containers": [
             {
                 "name": "trainer",
@@ -161,7 +177,7 @@ def test_overlay_is_merged_by_name() -> None:
     found = documents(render_kubernetes(job, submission_of()))
     assert [fault for one in found for fault in schema_faults(one)] == []
     spec = pod_of(job)
-    assert (spec["hostNetwork"], spec["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    assert (spec["hostNetwork"], spec["dnsPolicy"]) == (True, "None")
     (trainer,), (before,) = spec["containers"], plain["containers"]
     assert trainer["name"] == "node"
     assert trainer["env"] == [*before["env"], pod["containers"][0]["env"][0]]

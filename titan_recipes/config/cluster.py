@@ -98,7 +98,7 @@ def read_cluster(path: Path) -> Cluster:
         *_idle_problems(cluster, data, where),
         *env_problems(cluster.env, where),
         *site_problems(cluster, where),
-        *secret_problems(cluster.secrets, cluster.scheduler, where),
+        *secret_problems(cluster, cluster.scheduler, where),
     ]
     if cluster.scheduler == "kubernetes":
         problems += outputs_problems(

@@ -170,6 +170,9 @@ def kubernetes_problems(own: Kubernetes, where: str) -> Iterator[Problem]:
     yield from _topology_problems(own, where)
     yield from _resource_problems(own, where)
     yield from _volume_problems(own, where)
+    if own.kind == "volcano" and own.max_restarts == 0:
+        got = "got 0, which Volcano takes for 3"
+        yield Problem(where, "kubernetes.max_restarts", got, "use 1 or more")
     yield from overlay_problems(own.pod, where, "kubernetes.pod", own.kind)
     yield from value_problems(own.affinity, where, "kubernetes.affinity")
 

@@ -151,14 +151,16 @@ def site_problems(site: Site, where: str) -> Iterator[Problem]:
     yield from kubernetes_problems(site.kubernetes, where)
 
 
-def secret_problems(secrets: Mapping[str, str], scheduler: str, where: str) -> Iterator[Problem]:
+def secret_problems(site: Site, scheduler: str, where: str) -> Iterator[Problem]:
     """Secrets whose source a scheduler's jobs can't reach."""
-    for name, source in secrets.items():
+    for name, source in site.secrets.items():
         if scheduler == "kubernetes" and not source.startswith(FROM_SECRET):
             got = "pods can't see the submitter's environment and files"
             key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "token"
+            # The value is read from the input: a command line is seen by everybody and kept.
             cure = (
-                f"kubectl create secret generic {key} --from-literal=value=..., then "
+                f"kubectl --namespace {site.kubernetes.namespace} create secret generic {key} "
+                "--from-file=value=/dev/stdin (type the value, then Ctrl-D twice), then "
                 f'{name} = "{FROM_SECRET}{key}/value"'
             )
             yield Problem(where, f"secrets.{name}", got, cure)

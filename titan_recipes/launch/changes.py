@@ -1,6 +1,9 @@
 """The job of a run that goes on: what of it may change, and which one a node takes."""
 
 import dataclasses
+import errno
+import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -64,13 +67,13 @@ def adopt_job(layout: RunLayout, encoded: str, *, replaces: bool = False) -> Job
     A scheduler that restarts a run brings the job it was launched with; what `resume --set` made of
     it since is in the directory. replaces: the launcher does not see the directory, and it is the
     argument that is newer. Raises ConfigError, or LaunchError where the directory holds another
-    job.
+    job, or can't be written.
     """
+    job = decode(encoded) if encoded else read_job(layout.job)
+    _check_writable(layout)
     if not encoded:
-        return read_job(layout.job)
-    job = decode(encoded)
+        return job
     if not layout.job.exists():
-        layout.root.mkdir(parents=True, exist_ok=True)
         replace_file(layout.job, to_toml(job))
         return job
     there = read_job(layout.job)
@@ -80,3 +83,17 @@ def adopt_job(layout: RunLayout, encoded: str, *, replaces: bool = False) -> Job
     if there != job and not is_same_training(there, job):
         raise LaunchError(f"{layout.root}: holds a run of another job; give the run another --name")
     return there
+
+
+def _check_writable(layout: RunLayout) -> None:
+    """Make the directory where there is none. Raises LaunchError where nothing can be written."""
+    try:
+        layout.logs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=layout.root):
+            pass
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise  # a file system that is away for a moment: worth another start
+        got = f"can't be written by user {os.geteuid()}, group {os.getegid()}: {error.strerror}"
+        cure = "see whose it is, and which users may write there"
+        raise LaunchError(f"{layout.root}: {got}; {cure}") from error

@@ -31,6 +31,7 @@ from titan_recipes.launch.kubernetes_mirror import mirrored
 from titan_recipes.launch.kubernetes_submission import KUBERNETES_SCHEDULERS
 from titan_recipes.launch.logs import POLL_SECONDS, Tail, metrics_of
 from titan_recipes.launch.rows import figure
+from titan_recipes.launch.run_state import AS_LAST_SEEN
 from titan_recipes.launch.runs import Run, open_run
 from titan_recipes.launch.state import SLURM_SCHEDULERS, RunState, run_status
 from titan_recipes.launch.status import Status, eta_seconds, loss_of, next_commands, status_of
@@ -130,14 +131,18 @@ def follow(run: Run, *, log_offset: int = 0, console: Console | None = None) -> 
     tail = Tail(layout.node_log(0), offset=log_offset)
     is_queued = run.record.scheduler in QUEUES
     ends_by = (signal.SIGINT,) if is_queued else (signal.SIGINT, signal.SIGTERM)
-    interrupts, answered, waits = Interrupts(*ends_by), 0, ""
+    interrupts, answered, waits, unseen = Interrupts(*ends_by), 0, "", set[str]()
     console = console or Console(file=sys.stdout)
     job = run.job()
     with interrupts.caught(), mirrored(layout), Screen(job, console) as screen:
         while True:
             status = run_status(layout)  # asked before the last look at the log
             ended = status.state.is_final
-            if is_queued and status.state is RunState.PENDING and status.cause != waits:
+            if status.cause.startswith(AS_LAST_SEEN):
+                if status.cause not in unseen:
+                    unseen.add(status.cause)
+                    screen.line(status.cause)
+            elif is_queued and status.state is RunState.PENDING and status.cause != waits:
                 waits = status.cause
                 screen.line(
                     f"waiting: {waits}" if waits else f"waiting for {QUEUES[run.record.scheduler]}"

@@ -19,9 +19,11 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import quote
 
+from titan_recipes.config.data_root import install_command
 from titan_recipes.launch.kubernetes_errors import (
     EXISTS,
     GONE,
+    UNAUTHORIZED,
     UNREACHED,
     KubernetesError,
     NotInstalled,
@@ -91,7 +93,8 @@ class Api:
         """Make an object; a field that the server does not know is an error.
 
         Raises KubernetesError, with EXISTS where there is one of that name. A try whose answer was
-        lost may have made it: one that is there then and has the same annotations is taken for it.
+        lost may have made it: one that is there then and has the same annotations is taken for it,
+        and the error of a last try is `in_doubt`.
         """
         unsure, strict = False, {"fieldValidation": "Strict"}
         for wait in (*BACKOFF_SECONDS, None):
@@ -99,14 +102,14 @@ class Api:
                 return self._json("POST", resource, namespace, query=strict, body=body, once=True)
             except KubernetesError as error:
                 if error.status == EXISTS and unsure:
-                    there = self.get(resource, namespace, body["metadata"]["name"])
-                    if there and _marks(there) == _marks(body):
-                        return there
-                if wait is None or error.status not in (*BUSY, UNREACHED):
+                    with suppress(KubernetesError):  # the first error is the one to tell
+                        there = self.get(resource, namespace, body["metadata"]["name"])
+                        if there and _marks(there) == _marks(body):
+                            return there
+                may_help = error.status in BUSY or (error.status == UNREACHED and _was_sent(error))
+                unsure = error.in_doubt = unsure or may_help
+                if wait is None or not may_help:
                     raise
-                if error.status == UNREACHED and not _was_sent(error):
-                    raise
-                unsure = True
             time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 
@@ -258,6 +261,8 @@ class Api:
                 )
                 return response if stream else response.data.decode("utf-8", "replace")
             except ApiException as error:
+                if error.status == UNAUTHORIZED:
+                    _connected.cache_clear()  # the next `connect` reads a new login
                 if error.status not in BUSY or wait is None:
                     raise refusal(self._host, error, what, path) from error
                 time.sleep(_backoff_seconds(wait, error.headers or {}))
@@ -285,7 +290,7 @@ def check_installed() -> None:
         import_module("kubernetes.client")
     except ImportError as error:
         got = f"the Kubernetes client is not installed here ({error.name or error})"
-        raise KubernetesError(f"{got}; pip install 'titan-recipes[kubernetes]'") from error
+        raise KubernetesError(f"{got}; {install_command('kubernetes')}") from error
 
 
 @lru_cache(maxsize=8)

@@ -18,12 +18,14 @@ from titan_recipes.launch.kubernetes_submission import (
     pods_image,
     submit,
     submitted,
+    unknown_submission,
     withdraw,
 )
 from titan_recipes.launch.run_end import closed
 from titan_recipes.launch.runs import Run, open_run
 from titan_recipes.launch.stop import CANCEL_WORD, KILL_WORD, KILLED
 from titan_recipes.render import PodSubmission, object_name
+from titan_recipes.render.kubernetes import SUBMISSION_LABEL
 from titan_recipes.render.pod import grace_seconds
 
 POLL_SECONDS = 0.5
@@ -42,20 +44,29 @@ def cancel_pods(run: Run, waiting: Callable[[float], None]) -> Run:
     where = _where(run)
     with mirrored(run.layout) as drain:
         cancel_object(run)
-        job = run.job()
-        grace = grace_seconds(job) if job else 0
-        began = time.monotonic()
-        while pods := find_pods(where)[0]:
-            waited = time.monotonic() - began
-            if waited > grace + ANSWER_SECONDS:
-                kill = f"titan-recipes cancel {run.word} --now"
-                names = ", ".join(map(pod_name, pods[:3]))
-                why = f"not gone after {waited:.0f} s: {names}; kill it: {kill}"
-                raise LaunchError(f"{run.name}: {why}")
-            waiting(waited)
-            time.sleep(POLL_SECONDS)
+        _await_gone(run, where, f"titan-recipes cancel {run.word} --now", waiting)
         drain()
     return _ended(run, where, UNHEARD)
+
+
+def _await_gone(
+    run: Run, where: Submitted, kill: str, waiting: Callable[[float], None] = lambda seconds: None
+) -> None:
+    """Wait until the pods of a deleted submission are gone.
+
+    kill: what to type where they stay, which is a LaunchError.
+    """
+    job = run.job()
+    grace = grace_seconds(job) if job else 0
+    began = time.monotonic()
+    while pods := find_pods(where)[0]:
+        waited = time.monotonic() - began
+        if waited > grace + ANSWER_SECONDS:
+            names = ", ".join(map(pod_name, pods[:3]))
+            why = f"not gone after {waited:.0f} s: {names}; kill it: {kill}"
+            raise LaunchError(f"{run.name}: {why}")
+        waiting(waited)
+        time.sleep(POLL_SECONDS)
 
 
 def cancel_object(run: Run) -> None:
@@ -100,7 +111,11 @@ def kill_pods(run: Run) -> Run:
 
 
 def start_pods(run: Run, log_offset: int) -> None:
-    """Submit the run once more: another object, the same directory in the pods' volume."""
+    """Submit the run once more: another object, the same directory in the pods' volume.
+
+    What a killed `resume` left there under that name is deleted first, its pods told to save: two
+    gangs would write into one directory.
+    """
     where, job = _where(run), read_job(run.layout.job)
     number = where.number + 1
     submission = PodSubmission(
@@ -110,6 +125,10 @@ def start_pods(run: Run, log_offset: int) -> None:
         image=pods_image(job),
         resumed=True,
     )
+    if unknown := unknown_submission(job, submission, number):
+        withdraw(unknown)
+        chosen = f"-l {SUBMISSION_LABEL}={unknown.name}"
+        _await_gone(run, unknown, f"kubectl -n {unknown.namespace} delete pods --now {chosen}")
     submit(run.layout, job, submission, number)
     forget_answers()
 

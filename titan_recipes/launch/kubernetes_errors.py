@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from titan_recipes.errors import LaunchError
 
-FORBIDDEN, GONE, EXISTS, EXPIRED = 403, 404, 409, 410
+UNAUTHORIZED, FORBIDDEN, GONE, EXISTS, EXPIRED = 401, 403, 404, 409, 410
 UNREACHED = 0
 """`KubernetesError.status` where no answer came."""
 INSTALLED_BY = {
@@ -23,6 +23,8 @@ class KubernetesError(LaunchError):
     def __init__(self, message: str, status: int = UNREACHED) -> None:
         super().__init__(message)
         self.status = status
+        self.in_doubt = False
+        """Whether it may have been done all the same: an answer was lost."""
 
 
 class NotInstalled(KubernetesError):
@@ -36,7 +38,7 @@ def refusal(host: str, error: Any, what: str, path: str) -> KubernetesError:
     if status == UNREACHED:  # TLS
         cure = "see certificate-authority in the kubeconfig"
         return KubernetesError(f"{host}: {said}; {cure}")
-    if status == 401:
+    if status == UNAUTHORIZED:
         cure = "log in again: the kubeconfig's token or certificate may have expired"
         return KubernetesError(f"{host}: does not know you: {said}; {cure}", status)
     if status == FORBIDDEN:

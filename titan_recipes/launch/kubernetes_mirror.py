@@ -18,7 +18,12 @@ from titan_recipes.config.job import Job
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch.kubernetes_client import POD, Api, Object, Stream, connect
-from titan_recipes.launch.kubernetes_errors import EXPIRED, FORBIDDEN, KubernetesError
+from titan_recipes.launch.kubernetes_errors import (
+    EXPIRED,
+    FORBIDDEN,
+    UNAUTHORIZED,
+    KubernetesError,
+)
 from titan_recipes.launch.kubernetes_log import NodeMirror, Reading, ended_pods
 from titan_recipes.launch.kubernetes_pods import (
     ASK_SECONDS,
@@ -36,6 +41,8 @@ WATCH_SECONDS = 10
 """How long a watch for pods goes on before the pods are listed again."""
 AGAIN_SECONDS = 1.0
 """Between two tries at what failed, or is somebody else's."""
+LOGIN_SECONDS = 10.0
+"""... and between two logins, for which a kubeconfig may run a program."""
 MOST_FAILURES = 3
 """Of reading the log of a pod that has ended, after which it is given up."""
 SETTLE_SECONDS = 0.2
@@ -158,7 +165,8 @@ class _Follower(threading.Thread):
                 self._follow_pods(mirror, where)
             except LaunchError as error:  # `run_status` asks too, and says so
                 _warn(error)
-                self._stop_event.wait(AGAIN_SECONDS)
+                is_unknown = getattr(error, "status", 0) == UNAUTHORIZED
+                self._stop_event.wait(LOGIN_SECONDS if is_unknown else AGAIN_SECONDS)
 
     def _follow_pods(self, mirror: NodeMirror, where: Submitted) -> None:
         """Read the pods that there are to their ends, or wait until something changes."""
@@ -258,7 +266,7 @@ _warned: set[str] = set()
 
 def _warn(error: LaunchError) -> None:
     """Say once what no waiting mends; what the cluster refuses for a moment is tried again."""
-    if getattr(error, "status", 0) == FORBIDDEN and str(error) not in _warned:
+    if getattr(error, "status", 0) in (UNAUTHORIZED, FORBIDDEN) and str(error) not in _warned:
         _warned.add(str(error))
         print(f"warning: {error}", file=sys.stderr)
 

@@ -6,11 +6,12 @@ data: what is not there yet, or is somebody else's way to write it, is met with 
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 from titan_recipes.launch.kubernetes_client import POD, Object, connect
-from titan_recipes.launch.kubernetes_errors import UNREACHED, KubernetesError
+from titan_recipes.launch.kubernetes_errors import UNREACHED, KubernetesError, NotInstalled
 from titan_recipes.launch.kubernetes_submission import Submitted
 from titan_recipes.render import RESOURCES
 from titan_recipes.render.kubernetes import SUBMISSION_LABEL, ApiResource
@@ -47,7 +48,7 @@ class Seen:
 # (until when the answer counts, the answer)
 _asked: dict[Submitted, tuple[float, Seen | KubernetesError]] = {}
 _unreached: dict[str, tuple[float, KubernetesError]] = {}  # by context
-_beside: dict[tuple[Submitted, ApiResource, str, str], tuple[float, list[Object]]] = {}
+_beside: dict[tuple[Submitted, tuple[ApiResource, ...], str, str], tuple[float, list[Object]]] = {}
 
 
 def look(where: Submitted) -> Seen:
@@ -76,20 +77,23 @@ def look(where: Submitted) -> Seen:
 
 
 def look_beside(
-    where: Submitted, resource: ApiResource, *, labels: str = "", fields: str = ""
+    where: Submitted, *versions: ApiResource, labels: str = "", fields: str = ""
 ) -> list[Object]:
     """Other objects of a submission's namespace, as they were at most ASK_SECONDS ago.
 
-    [] where they are not for us to see, or the cluster has no such kind.
+    versions: of their kind, the first that the cluster has is asked for. [] where they are not for
+    us to see, or the cluster has no such kind.
     """
-    key = (where, resource, labels, fields)
+    key = (where, versions, labels, fields)
     until, found = _beside.get(key, (0.0, list[Object]()))
     if time.monotonic() > until:
-        try:
+        found = []
+        with suppress(KubernetesError):
             api = connect(where.context)
-            found, _ = api.find(resource, where.namespace, labels=labels, fields=fields)
-        except KubernetesError:
-            found = []
+            for version in versions:
+                with suppress(NotInstalled):
+                    found, _ = api.find(version, where.namespace, labels=labels, fields=fields)
+                    break
         _beside[key] = (time.monotonic() + ASK_SECONDS, found)
     return found
 

@@ -28,6 +28,7 @@ from titan_recipes.launch.kubernetes_pods import (
 from titan_recipes.launch.kubernetes_submission import Submitted, submitted
 from titan_recipes.launch.record import Attempt, RunRecord, read_record
 from titan_recipes.launch.run_state import (
+    AS_LAST_SEEN,
     START_TIMEOUT_SECONDS,
     STOPPING,
     RunState,
@@ -38,7 +39,11 @@ from titan_recipes.launch.run_state import (
 )
 from titan_recipes.launch.stop import is_persons
 
-WORKLOAD = ApiResource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
+WORKLOADS = [
+    ApiResource("kueue.x-k8s.io", version, "workloads", "Workload")
+    for version in ("v1beta2", "v1beta1")
+]
+"""Kueue's, as newer and older releases of it have them."""
 JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 DONE_CONDITIONS = ("Completed", "Complete")
 FAILED_CONDITION, SUSPENDED_CONDITION = "Failed", "Suspended"
@@ -80,7 +85,7 @@ def _unanswered(record: RunRecord, why: str) -> RunStatus:
     """Of a run that can't be asked for: as the record has it."""
     last = _last(record)
     is_running = last is not None and last.outcome == "running"
-    return RunStatus(RunState.RUNNING if is_running else RunState.PENDING, f"as last seen: {why}")
+    return RunStatus(RunState.RUNNING if is_running else RunState.PENDING, f"{AS_LAST_SEEN}: {why}")
 
 
 def _last(record: RunRecord) -> Attempt | None:
@@ -104,11 +109,10 @@ def _standing(layout: RunLayout, record: RunRecord, where: Submitted, seen: Seen
         return RunStatus(RunState.FAILED, first_error(record, where, seen, why))
     waits = _waits(where, seen)
     last = _last(record)
-    if waits:
-        again = f"after: {last.cause}" if last and last.cause and not last.final else ""
-        return RunStatus(RunState.PENDING, "; ".join(filter(None, (waits, again))))
-    if last is None or record.handle != where.handle:
-        return RunStatus(RunState.PENDING, "starting")
+    if waits or last is None or record.handle != where.handle:
+        again = _before(last, where, seen)
+        words = (waits or "starting", f"after: {again}" if again else "")
+        return RunStatus(RunState.PENDING, "; ".join(filter(None, words)))
     if last.outcome == "stopped":
         return RunStatus(RunState.PENDING, f"{last.cause}; it starts again by itself")
     return running(layout, record)
@@ -117,6 +121,17 @@ def _standing(layout: RunLayout, record: RunRecord, where: Submitted, seen: Seen
 def _has_begun(record: RunRecord) -> bool:
     last = _last(record)
     return last is not None and not last.final
+
+
+def _before(last: Attempt | None, where: Submitted, seen: Seen) -> str:
+    """What ended the gang before the one that is waited for, which may not have got to train."""
+    if last and last.cause and not last.final:
+        return last.cause
+    if error := next(_container_errors(seen), ""):
+        return error
+    status = part(seen.object or {}, "status")
+    restarts = status.get("restarts") or status.get("retryCount") or 0  # JobSet's, Volcano's
+    return (_warning(where, seen) or f"{restarts} restarts") if restarts else ""
 
 
 def _gone(layout: RunLayout, record: RunRecord, where: Submitted) -> RunStatus:
@@ -185,7 +200,7 @@ def _pod_waits(pod: Object) -> str:
 def _queue_words(where: Submitted, thing: Object) -> str:
     """What Kueue says of a job that it has not admitted."""
     uid = thing["metadata"].get("uid", "")
-    for workload in look_beside(where, WORKLOAD, labels=f"{JOB_UID_LABEL}={uid}"):
+    for workload in look_beside(where, *WORKLOADS, labels=f"{JOB_UID_LABEL}={uid}"):
         reserved = conditions_of(workload).get("QuotaReserved", {})
         if reserved.get("status") == "False":
             return reserved.get("message", "")

@@ -4,13 +4,16 @@
 """
 
 import json
+import sys
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import cast
+from uuid import uuid4
 
 from titan_recipes.config.datasets import WhereOf
 from titan_recipes.config.job import Job
-from titan_recipes.config.kubernetes import POD_OUTPUTS
+from titan_recipes.config.kubernetes import OWN_KEYS, POD_OUTPUTS
 from titan_recipes.config.layout import RunLayout, replace_file
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch.image import DEFAULT_IMAGE, image_reference
@@ -26,10 +29,24 @@ from titan_recipes.render import (
     render_claims,
     render_kubernetes,
 )
-from titan_recipes.render.kubernetes import CLAIM, RUNTIME, handle_of
+from titan_recipes.render.kubernetes import (
+    CLAIM,
+    DIGEST,
+    RUN_DIR,
+    RUN_LABEL,
+    RUN_NAME,
+    RUNTIME,
+    SUBMISSION_LABEL,
+    ApiResource,
+    handle_of,
+)
 
 KUBERNETES_SCHEDULERS = ("kubernetes", "titan_kubernetes")
 """What a record calls Kubernetes: `launch` and torchx do not say the same."""
+TOKEN = f"{OWN_KEYS}token"
+"""Annotation of the objects that one `submit` makes, and no other."""
+LATE_SECONDS = (0.0, 0.5, 1.0)
+"""Waits for an object whose request went off, but not its answer: the server may be at it yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +119,13 @@ def as_pods(job: Job, where_of: WhereOf) -> tuple[Job, str]:
     connect(job.site.kubernetes.context)
     image = pods_image(job)
     container = replace(job.site.container, image=image)
-    hint = "push it to a registry of yours and set container.image in the profile"
-    note = "" if "/" in image else f"image {image}: nodes that lack it ask Docker Hub; {hint}"
+    note = ""
+    if "/" not in image:
+        hint = "push it to a registry of yours and set container.image in the profile"
+        note = f"image {image}: nodes that lack it ask Docker Hub; {hint}"
+    elif "@sha256:" not in image:
+        got = "a gang that starts again after the tag was pushed again runs other code"
+        note = f"image {image}: {got}; name it by digest"
     return replace(job, site=replace(job.site, container=container)), note
 
 
@@ -132,8 +154,9 @@ def manifests(job: Job, submission: PodSubmission) -> dict[str, str]:
 def submit(layout: RunLayout, job: Job, submission: PodSubmission, number: int) -> Submitted:
     """Write a submission's files into a run's directory and make its objects; where they are.
 
-    Claims that are there already stay as they are. Raises KubernetesError, and leaves neither
-    object nor runtime behind, where the server refuses one of them.
+    Claims that are there already stay as they are. Raises KubernetesError where the server refuses
+    one of them. However it fails, neither object nor runtime is left that nobody would know of; a
+    line says so where the server can't be asked.
     """
     own, files = job.site.kubernetes, manifests(job, submission)
     for path, text in files.items():
@@ -142,31 +165,59 @@ def submit(layout: RunLayout, job: Job, submission: PodSubmission, number: int) 
     for claim in _documents(files.get(PVC_YAML, "")):
         _make_claim(api, own.namespace, claim)
     *before, body = _documents(files[JOB_YAML])
-    made: list[str] = []
+    token, sent = uuid4().hex, list[tuple[ApiResource, Object]]()
+
+    def make(resource: ApiResource, thing: Object) -> Object:
+        thing["metadata"].setdefault("annotations", {})[TOKEN] = token
+        sent.append((resource, thing))
+        return api.create(resource, own.namespace, thing)
+
     try:
         for runtime in before:
-            api.create(RUNTIME, own.namespace, runtime)
-            made.append(runtime["metadata"]["name"])
-        there = api.create(RESOURCES[own.kind], own.namespace, body)
-    except BaseException:
-        for name in made:
-            with suppress(KubernetesError):  # the first error is the one to tell
-                api.delete(RUNTIME, own.namespace, name)
+            make(RUNTIME, runtime)
+        there = make(RESOURCES[own.kind], body)
+        for runtime in before:
+            with suppress(KubernetesError):  # without the right to patch, `cancel` deletes it
+                api.own(RUNTIME, own.namespace, runtime["metadata"]["name"], there)
+        where = replace(_place(job, submission, number), uid=there["metadata"].get("uid", ""))
+        replace_file(layout.kubernetes, json.dumps(asdict(where), indent=2) + "\n")
+    except BaseException as error:
+        if isinstance(error, KubernetesError) and not error.in_doubt:
+            sent.pop()  # it was refused
+        for resource, thing in reversed(sent):
+            _take_back(api, resource, own.namespace, thing)
         raise
-    for name in made:
-        with suppress(KubernetesError):  # without the right to patch, `cancel` deletes it
-            api.own(RUNTIME, own.namespace, name, there)
-    where = Submitted(
+    return where
+
+
+def _place(job: Job, submission: PodSubmission, number: int) -> Submitted:
+    """Where a submission is to be; nothing is known of its object yet."""
+    own = job.site.kubernetes
+    return Submitted(
         kind=own.kind,
         context=own.context,
         namespace=own.namespace,
         name=submission.object_name,
-        uid=there["metadata"].get("uid", ""),
+        uid="",
         number=number,
         run_dir=submission.run_dir,
     )
-    replace_file(layout.kubernetes, json.dumps(asdict(where), indent=2) + "\n")
-    return where
+
+
+def _take_back(api: Api, resource: ApiResource, namespace: str, body: Object) -> None:
+    """Delete what this very submission made or may have made, else say that it may be there."""
+    name, token = body["metadata"]["name"], body["metadata"]["annotations"][TOKEN]
+    try:
+        for wait in LATE_SECONDS:
+            time.sleep(wait)
+            if there := api.get(resource, namespace, name):
+                if _annotations(there).get(TOKEN) == token:
+                    api.delete(resource, namespace, name)
+                return
+    except KubernetesError as error:
+        see = f"kubectl -n {namespace} delete {resource.plural}.{resource.group} {name}"
+        got = f"{resource.kind} {namespace}/{name} may be there: {error}"
+        print(f"warning: {got}; delete it: {see}", file=sys.stderr)
 
 
 def _make_claim(api: Api, namespace: str, claim: Object) -> None:
@@ -189,6 +240,37 @@ def withdraw(where: Submitted) -> None:
     if where.kind == "trainjob":
         with suppress(KubernetesError):  # gone with its owner, if that was written down
             api.delete(RUNTIME, where.namespace, where.name)
+
+
+def unknown_submission(job: Job, submission: PodSubmission, number: int) -> Submitted | None:
+    """A submission of this run under the name of the one to come, of which no file here tells.
+
+    It was left by a shell that was killed. Raises KubernetesError.
+    """
+    where = _place(job, submission, number)
+    api, runtimes = connect(where.context), [RUNTIME] if where.kind == "trainjob" else []
+    labels = {
+        RUN_LABEL: object_name(submission.run_name),
+        SUBMISSION_LABEL: submission.object_name,
+    }
+    annotations = {
+        RUN_NAME: submission.run_name,
+        RUN_DIR: submission.run_dir,
+        DIGEST: job.origin.digest,
+    }
+    for resource in (RESOURCES[where.kind], *runtimes):
+        there = api.get(resource, where.namespace, where.name)
+        if (
+            there
+            and labels.items() <= (there["metadata"].get("labels") or {}).items()
+            and annotations.items() <= _annotations(there).items()
+        ):
+            return where
+    return None
+
+
+def _annotations(thing: Object) -> dict[str, str]:
+    return thing["metadata"].get("annotations") or {}
 
 
 def _documents(text: str) -> list[Object]:

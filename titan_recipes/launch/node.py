@@ -56,7 +56,7 @@ from titan_recipes.launch.record import (
     write_record,
 )
 from titan_recipes.launch.rows import read_rows
-from titan_recipes.launch.stop import KILL_WORD, KILLED, StopRequest, stop_word
+from titan_recipes.launch.stop import KILL_WORD, KILLED, StopRequest, moment, stop_word
 from titan_recipes.launch.torchrun import (
     ATTEMPT_FLAG,
     Torchrun,
@@ -79,13 +79,13 @@ STOPPED = RankExit(EXIT_DONE, -1, "asked to stop before it started")
 class Node:
     """This node's part of the run."""
 
-    def __init__(self, options: Options, layout: RunLayout, job: Job) -> None:
+    def __init__(self, options: Options, layout: RunLayout, job: Job, stop: StopRequest) -> None:
         self._options = options
         self._layout = layout
         self._job = job
         self._checkpoints = layout.root / job.checkpoint.folder
         self._log = NodeLog(layout.node_log(options.node_rank))
-        self._stop = StopRequest(layout, job.fault_tolerance.grace_seconds)
+        self._stop = stop
         ranks = job.plan.gpus_per_node
         self._pod = Pod(options, layout, ranks, self._log) if options.in_pod else None
         self._resumed = options.resumed  # and not started again since, by a scheduler
@@ -93,25 +93,21 @@ class Node:
 
     def run(self) -> int:
         """Train, again after failures, until the run is over for this node; its exit code."""
-        code = self._lead() if self._options.node_rank == 0 else self._follow_node_0()
-        if self._pod:
-            attempts = self._attempts()
-            stops = self._stop.is_made and not self._stop.is_persons
-            code = pod_exit_code(code, attempts[-1] if attempts else None, stops=stops)
-        return code
+        code = self._follow_node_0() if self._options.node_rank else self._lead()
+        if not self._pod:
+            return code
+        last, stops = next(reversed(self._attempts()), None), self._stop.is_made
+        return pod_exit_code(code, last, stops=stops and not self._stop.is_persons)
 
     def _lead(self) -> int:
-        """Node 0's part."""
         record = self._open_record()
         if found := self._verdict(record.attempts):
             code, words = found
             self._log.say(words)
             return code
         check_kept(self._layout.root, record.attempts, self._checkpoints)
-        if self._pod:
-            self._pod.assemble(lambda: self._stop.is_made)
-            if self._stop.is_made:
-                return EXIT_STOPPED
+        if self._pod and not self._pod.assemble(lambda: self._stop.is_made):
+            return EXIT_STOPPED if self._stop.is_made else EXIT_FAILED
         resumed = self._resumed
         while True:
             attempt = self._begin(record, resumed)
@@ -148,6 +144,8 @@ class Node:
             remember_outputs(self._layout.root.parent)
         else:
             record = read_record(self._layout)
+            if self._pod and not self._resumed:
+                self._pod.check_ours(record, _handle(record))
         self._resumed = self._resumed and not self._started_again(record)
         last = record.attempts[-1] if record.attempts else None
         here = last and last.host == socket.gethostname()
@@ -161,9 +159,10 @@ class Node:
             record = self._end(record, RankExit(EXIT_FAILED, -1, cause))
             self._layout.requeue.unlink(missing_ok=True)  # this is the next start already
             self._write(record)
-        if self._resumed or (record.attempts and not self._stop.is_persons):
+        before = record.attempts or self._pod  # pods may have been stopped before their first one
+        if self._resumed or (before and not self._stop.is_persons):
             self._layout.stop.unlink(missing_ok=True)  # it was asked for before: done with
-        self._stop.install()
+        self._stop.arm()
         return record
 
     def _attempts(self) -> tuple[Attempt, ...]:
@@ -175,7 +174,7 @@ class Node:
             self._pod.tell(record.attempts[-1])
 
     def _started_again(self, record: RunRecord) -> bool:
-        """Whether Kubernetes restarted what `resume` had submitted: its flags stay the same."""
+        # By Kubernetes, after `resume` had submitted it: its flags stay the same.
         return self._pod is not None and record.handle == _handle(record) != ""
 
     def _verdict(self, attempts: Sequence[Attempt]) -> tuple[int, str] | None:
@@ -207,16 +206,17 @@ class Node:
 
         Raises LaunchError where node 0 neither begins one nor ends.
         """
-        self._stop.install()
         before = self._attempts()
         # A stop asked for before belongs to the past: node 0 takes it away.
-        old = self._stop.moment if before or self._options.resumed else None
+        old = self._stop.moment if before or self._options.resumed or self._pod else None
+        self._stop.arm()
         if self._pod:
             if before:
                 self._resumed = self._resumed and not self._started_again(read_record(self._layout))
             if before and before[-1].final and self._verdict(before):
                 return exit_code(before)
-            self._pod.assemble(lambda: self._stop.moment not in (None, old))
+            if not self._pod.assemble(lambda: self._stop.moment not in (None, old)):
+                return EXIT_STOPPED if self._stop.is_made else EXIT_FAILED
         started = datetime.fromisoformat(now())
         deadline = time.monotonic() + JOIN_TIMEOUT.total_seconds()
         while time.monotonic() < deadline:
@@ -226,7 +226,8 @@ class Node:
                 if last.outcome == "running":
                     if recent:
                         why = self._train(last)
-                        return EXIT_DONE if why is None or self._is_stop(why) else why.code
+                        done = why is None or self._is_stop(why, last)
+                        return EXIT_DONE if done or why is None else why.code
                 elif (
                     len(attempts) > len(before)
                     or (recent and self._starts_again())  # it failed before this node came
@@ -273,8 +274,9 @@ class Node:
             self._log.write,
         )
         killed, end = "", self._layout.exit(attempt.number)
+        grace = self._job.fault_tolerance.grace_seconds
         while (code := torchrun.wait(POLL_SECONDS)) is None:
-            if (killed := self._stop.overdue()) or self._is_superseded(attempt):
+            if (killed := self._stop.overdue(grace)) or self._is_superseded(attempt):
                 torchrun.kill()
             elif options.nodes > 1 and _age(end) > PEER_SECONDS:
                 torchrun.kill()  # its ranks wait for some that are gone
@@ -285,7 +287,8 @@ class Node:
         if code == EXIT_DONE or self._is_superseded(attempt):
             return None
         if killed or stop_word(self._layout) == KILL_WORD:  # scancel signals torchrun too
-            return RankExit(EXIT_FAILED, -1, killed or KILLED)
+            first = read_exit(end) if self._pod else None  # why Kubernetes stopped this one too
+            return first or RankExit(EXIT_FAILED, -1, killed or KILLED)
         why = explain(code, torchrun.errors(), read_exit(end))
         write_exit(end, why)  # other nodes learn from it that this one failed, and how
         return why
@@ -321,9 +324,14 @@ class Node:
         )
         return why
 
-    def _is_stop(self, why: RankExit) -> bool:
-        """Whether an attempt that ended so was stopped; what needs a person is no stop."""
-        return self._stop.is_made and why.code not in NEVER_RETRIED
+    def _is_stop(self, why: RankExit, attempt: Attempt) -> bool:
+        """Whether an attempt that ended so was stopped; what needs a person is no stop.
+
+        Nor is what failed before: Kubernetes stops the other pods where one has failed.
+        """
+        stopped, failed = self._stop.moment, moment(self._layout.exit(attempt.number))
+        before = self._pod and stopped and failed and failed < stopped
+        return stopped is not None and not before and why.code not in NEVER_RETRIED
 
     def _end(self, record: RunRecord, why: RankExit | None) -> RunRecord:
         """The record with its last attempt closed."""
@@ -334,7 +342,7 @@ class Node:
         if why is None and not self._layout.requeue.exists():
             self._layout.stop.unlink(missing_ok=True)  # came too late
             last = replace(last, outcome="done", exit_code=EXIT_DONE, final=True)
-        elif why is None or self._is_stop(why):
+        elif why is None or self._is_stop(why, last):
             cause = why.cause if why else "asked to stop"
             last = replace(last, outcome="stopped", exit_code=EXIT_DONE)
             in_vain = stops_in_a_row((*record.attempts[:-1], last)) >= MOST_STOPS
@@ -371,9 +379,8 @@ def _handle(record: RunRecord) -> str:
 
 def _age(file: Path) -> float:
     """Seconds since a file was written; 0 where there is none."""
-    with suppress(FileNotFoundError):
-        return time.time() - file.stat().st_mtime
-    return 0.0
+    written = moment(file)
+    return time.time() - written / 1e9 if written else 0.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -381,10 +388,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     layout = RunLayout(options.run_dir)
     try:
+        stop = StopRequest(layout)
         replaces = options.in_pod and options.resumed
         job = adopt_job(layout, options.job, replaces=replaces)
-        layout.logs.mkdir(exist_ok=True)
-        return Node(options, layout, job).run()
+        return Node(options, layout, job, stop).run()
     except TitanRecipesError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -11,21 +11,24 @@ an exit code for which they are not.
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 
 from titan_recipes.config.layout import ATTEMPT_MARK, RunLayout
 from titan_recipes.errors import EXIT_DONE, EXIT_FAULT, LaunchError
 from titan_recipes.launch.attempts import EXIT_FAILED
 from titan_recipes.launch.logs import Tail
-from titan_recipes.launch.meeting import gather, join
+from titan_recipes.launch.meeting import Message, gather, join
 from titan_recipes.launch.node_log import NodeLog
 from titan_recipes.launch.node_options import Options
-from titan_recipes.launch.record import Attempt
-from titan_recipes.launch.torchrun import rendezvous
+from titan_recipes.launch.record import Attempt, RunRecord
+from titan_recipes.launch.torchrun import Rendezvous, rendezvous
 
 EXIT_STOPPED = 143
 """128 + SIGTERM: the run was asked to stop, has saved, and has more to do."""
 ASSEMBLE_SECONDS = 3600.0
+POLL_SECONDS = 0.2
+BEGIN: Message = {"begin": True}
 WAITING = "waiting for the run's other pods"
 
 
@@ -36,6 +39,13 @@ class Pod:
         self._options, self._layout, self._log = options, layout, log
         self._ranks = range(options.node_rank * ranks, (options.node_rank + 1) * ranks)
         self._tails = dict[int, Tail]()
+
+    def check_ours(self, record: RunRecord, handle: str) -> None:
+        """Raises LaunchError where the volume, which no launcher sees, has another run of this
+        name: it was not resumed, and would go on all the same."""
+        if record.attempts and record.handle != handle:
+            got = f"{self._layout.root}: holds a run of {record.handle or 'another launch'}"
+            raise LaunchError(f"{got}; give the run another --name, or resume that one")
 
     def tell(self, attempt: Attempt) -> None:
         """Tell the launcher how an attempt stands."""
@@ -53,33 +63,52 @@ class Pod:
             for line in tail.rest() if ended else tail.lines():
                 self._log.tell(f"[rank {rank}] {line}")
 
-    def assemble(self, stopped: Callable[[], bool]) -> None:
-        """Wait until all pods of the run are there; returns early where it is to stop.
-
-        Raises LaunchError where some did not come.
-        """
+    def assemble(self, stopped: Callable[[], bool]) -> bool:
+        """Wait until all pods of the run are there; False where it is to stop, or some are missing,
+        which it says."""
         where, deadline = self._options, time.monotonic() + ASSEMBLE_SECONDS
         if where.nodes == 1:
-            return
+            return True
         meeting = f"{where.run_id}.assembly"
         meet = rendezvous(where.nodes, where.node_rank, where.master_addr, meeting)
         if where.node_rank > 0:
             hello = {"meeting": meeting, "rank": where.node_rank}
-            peer = join(meet.address, meet.port, hello, deadline, stopped)
-            if isinstance(peer, str):
-                raise LaunchError(f"pod {where.node_rank}: {peer}")
-            if peer is not None:
-                peer.close()
-            return
+            return self._await_others(meet, hello, deadline, stopped)
         self._log.say(WAITING)
         others = set(range(1, where.nodes))
         came = gather(meet.port, others, meeting, deadline, stopped)
+        missing = sorted(others - came.keys())
         for peer, _ in came.values():
+            with suppress(OSError):  # it went meanwhile: whoever runs the pods knows
+                if not missing:
+                    peer.send(BEGIN)
             peer.close()
-        if (missing := sorted(others - came.keys())) and not stopped():
+        if missing and not stopped():
             names = ", ".join(map(str, missing))
             late = f"did not come within {ASSEMBLE_SECONDS:.0f} s"
-            raise LaunchError(f"pods {names} {late}; see: kubectl get pods, kubectl describe pod")
+            self._log.say(f"pods {names} {late}; see: kubectl get pods, kubectl describe pod")
+        return not missing
+
+    def _await_others(
+        self, meet: Rendezvous, hello: Message, deadline: float, stopped: Callable[[], bool]
+    ) -> bool:
+        """Another pod's part: it stays connected until node 0 says that all are there."""
+        while not stopped():
+            peer = join(meet.address, meet.port, hello, deadline, stopped)
+            if isinstance(peer, str):
+                self._log.say(f"pod {meet.node_rank}: {peer}")
+                return False
+            if peer is None:
+                break
+            try:
+                while not stopped():
+                    if peer.receive(POLL_SECONDS) == BEGIN:
+                        return True
+            except (OSError, ValueError):  # node 0 was started again: it is met anew
+                time.sleep(POLL_SECONDS)
+            finally:
+                peer.close()
+        return False
 
 
 def pod_exit_code(code: int, last: Attempt | None, *, stops: bool) -> int:

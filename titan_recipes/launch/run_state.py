@@ -10,6 +10,8 @@ from titan_recipes.launch.record import RunRecord, read_record
 from titan_recipes.launch.slurm_queue import QueuedJob
 
 START_TIMEOUT_SECONDS = 60.0
+AS_LAST_SEEN = "as last seen"
+"""What the cause begins with of a run whose scheduler does not answer."""
 STOPPING = "asked to stop; saving a checkpoint"
 
 

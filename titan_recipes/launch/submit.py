@@ -89,9 +89,7 @@ def preview(
     if name is not None:
         check_name(name)
     where = job.origin.cluster or "cluster"
-    if scheduler != "local" and (
-        problems := [*secret_problems(job.site.secrets, scheduler, where)]
-    ):
+    if scheduler != "local" and (problems := [*secret_problems(job.site, scheduler, where)]):
         raise ConfigError(problems)
     run_dir = os.path.join(os.path.abspath(outputs), name or default_name(job))
     files = _job_files(job, scheduler, name or "", outputs)
@@ -211,8 +209,9 @@ def _submit(layout: RunLayout, job: Job, scheduler: str, command: Sequence[str],
         request = _request(runner, layout, job, backend.name, backend.config(layout, after))
         write_record(layout, record)
         return runner.schedule(request)
-    except BaseException:  # nothing was started
-        rmtree(layout.root, ignore_errors=True)
+    except BaseException:
+        if not layout.kubernetes.exists():  # nothing was started
+            rmtree(layout.root, ignore_errors=True)
         raise
 
 

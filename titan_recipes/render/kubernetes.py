@@ -226,7 +226,7 @@ def _check(job: Job, submission: PodSubmission, where: str) -> None:
     problems: list[Problem] = [
         *kubernetes_problems(own, where),
         *gang_problems(own, job.plan.nodes, where),
-        *secret_problems(site.secrets, "kubernetes", where),
+        *secret_problems(site, "kubernetes", where),
         *env_problems(job.env, where),
         *reserved_env_problems(job.env, where, "env"),
         *reserved_env_problems(site.secrets, where, "secrets"),

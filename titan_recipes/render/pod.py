@@ -96,6 +96,9 @@ def pod_spec(
     if problems := [*_conflicts(spec["containers"][0], own, where)]:
         raise ConfigError(problems)
     merged = cast(dict[str, Any], _merged(spec, own.pod))
+    if merged.get("hostNetwork"):
+        # Else such pods ask the node's own name server, which knows none of the pods' names.
+        merged.setdefault("dnsPolicy", "ClusterFirstWithHostNet")
     if "initContainers" in merged:
         merged["initContainers"] = [
             beside

@@ -5,7 +5,7 @@
 #   torchx run -s titan_local component.py:train           # detached, on this machine
 #   torchx run -s titan_slurm component.py:train           # submitted to SLURM
 #   torchx run -s titan_kubernetes component.py:train      # submitted to Kubernetes
-#   torchx run -s kubernetes -cfg queue=default component.py:train --image IMAGE \
+#   torchx run --workspace "" -s kubernetes -cfg queue=default component.py:train --image IMAGE \
 #     --outputs /outputs --mounts type=volume,src=CLAIM,dst=/outputs   # by torchx itself, to Volcano
 #   torchx run -s local_cwd component.py:train --name my-run
 #   torchx run -s local_cwd component.py:train --help      # every argument
