@@ -17,6 +17,7 @@ from titan_recipes.launch.run_state import (
     or_changed,
     recorded,
     running,
+    unanswered,
 )
 
 OURS = ("docker", "titan_docker")
@@ -38,7 +39,7 @@ def in_docker(layout: RunLayout, record: RunRecord) -> RunStatus:
     try:
         container = find_container(layout, record)
     except LaunchError as error:
-        return _unanswered(record, str(error))
+        return unanswered(record, str(error))
     if container is None and not record.attempts and age_seconds(record) < CREATE_SECONDS:
         return RunStatus(RunState.PENDING, "starting")
     if container is None or container.has_ended:
@@ -65,10 +66,3 @@ def _last_words(container: Container) -> str:
         return docker_engine.last_words(container.id)
     except LaunchError:  # removed since
         return ""
-
-
-def _unanswered(record: RunRecord, why: str) -> RunStatus:
-    """Of a run that can't be asked for: as the record has it."""
-    last = record.attempts[-1] if record.attempts else None
-    is_running = last is not None and last.outcome == "running"
-    return RunStatus(RunState.RUNNING if is_running else RunState.PENDING, f"as last seen: {why}")

@@ -28,7 +28,6 @@ from titan_recipes.launch.kubernetes_pods import (
 from titan_recipes.launch.kubernetes_submission import Submitted, submitted
 from titan_recipes.launch.record import Attempt, RunRecord, read_record
 from titan_recipes.launch.run_state import (
-    AS_LAST_SEEN,
     START_TIMEOUT_SECONDS,
     STOPPING,
     RunState,
@@ -36,6 +35,7 @@ from titan_recipes.launch.run_state import (
     age_seconds,
     recorded,
     running,
+    unanswered,
 )
 from titan_recipes.launch.stop import is_persons
 
@@ -65,7 +65,7 @@ def in_kubernetes(layout: RunLayout, record: RunRecord) -> RunStatus:
         seen = look(where)
         mirror_once(layout, where)
     except KubernetesError as error:
-        return _unanswered(record, str(error))
+        return unanswered(record, str(error))
     record = read_record(layout)
     if (ended := recorded(record)) and record.handle == where.handle:
         return ended
@@ -79,13 +79,6 @@ def _not_from_here(layout: RunLayout, record: RunRecord) -> RunStatus:
     if age_seconds(record) < START_TIMEOUT_SECONDS:
         return RunStatus(RunState.PENDING)
     return RunStatus(RunState.FAILED, "lost: it was never submitted")
-
-
-def _unanswered(record: RunRecord, why: str) -> RunStatus:
-    """Of a run that can't be asked for: as the record has it."""
-    last = _last(record)
-    is_running = last is not None and last.outcome == "running"
-    return RunStatus(RunState.RUNNING if is_running else RunState.PENDING, f"{AS_LAST_SEEN}: {why}")
 
 
 def _last(record: RunRecord) -> Attempt | None:

@@ -379,8 +379,7 @@ def _handle(record: RunRecord) -> str:
 
 def _age(file: Path) -> float:
     """Seconds since a file was written; 0 where there is none."""
-    written = moment(file)
-    return time.time() - written / 1e9 if written else 0.0
+    return time.time() - written / 1e9 if (written := moment(file)) else 0.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,6 +63,13 @@ def running(layout: RunLayout, record: RunRecord) -> RunStatus:
     return RunStatus(RunState.RUNNING, f"retrying after: {cause}" if cause else "")
 
 
+def unanswered(record: RunRecord, why: str) -> RunStatus:
+    """Of a run whose scheduler can't be asked: as the record has it."""
+    last = record.attempts[-1] if record.attempts else None
+    is_running = last is not None and last.outcome == "running"
+    return RunStatus(RunState.RUNNING if is_running else RunState.PENDING, f"{AS_LAST_SEEN}: {why}")
+
+
 def or_changed(
     layout: RunLayout, before: RunRecord, ask: Ask, lost: Callable[[], RunStatus]
 ) -> RunStatus:

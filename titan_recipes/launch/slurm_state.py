@@ -21,6 +21,7 @@ from titan_recipes.launch.run_state import (
     or_changed,
     recorded,
     running,
+    unanswered,
 )
 from titan_recipes.launch.slurm_queue import QueuedJob, find_job
 from titan_recipes.launch.stop import is_persons
@@ -52,7 +53,7 @@ def in_slurm(layout: RunLayout, record: RunRecord) -> RunStatus:
     try:
         job = find_job(job_id)
     except LaunchError as error:
-        return _unanswered(record, str(error))
+        return unanswered(record, str(error))
     if job is None or job.has_ended:
         return or_changed(layout, record, in_slurm, lambda: _gone(layout, record, job_id, job))
     return replace(_queued(layout, record, job), job=job)
@@ -101,10 +102,3 @@ def _last_words(log: Path) -> str:
     """The last line that the batch script or srun wrote, but for srun's on how its tasks exited."""
     lines = (line.strip() for line in reversed(Tail(log).rest()))
     return next((line for line in lines if line and not TASK_EXITED.search(line)), "")
-
-
-def _unanswered(record: RunRecord, why: str) -> RunStatus:
-    """Of a run that can't be asked for: as the record has it."""
-    last = record.attempts[-1] if record.attempts else None
-    is_running = last is not None and last.outcome == "running"
-    return RunStatus(RunState.RUNNING if is_running else RunState.PENDING, f"as last seen: {why}")
