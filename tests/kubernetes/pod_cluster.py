@@ -24,6 +24,9 @@ from tests.kubernetes.api_handler import Key, Object
 from tests.kubernetes.api_server import ApiServer
 from titan_recipes.launch.torchrun import descendants
 
+DIGEST = f"sha256:{'d2' * 32}"
+"""Under which every image is pulled that is named by a tag."""
+
 NEVER_RETRIED = (2, 3)
 JOBS = {"jobsets": "jobset", "trainjobs": "trainjob", "jobs": "volcano"}
 INDEX = {
@@ -203,7 +206,10 @@ class PodCluster:
 
     def _set(self, pods: Key, pod: Object, phase: str, state: Object) -> None:
         name = pod["spec"]["containers"][0]["name"]
-        statuses = [{"name": name, "state": state, "ready": False, "restartCount": 0}]
+        image = pod["spec"]["containers"][0]["image"]
+        pulled = image if "@" in image else f"{image.rpartition(':')[0]}@{DIGEST}"
+        status = {"name": name, "state": state, "image": image, "imageID": pulled}
+        statuses = [status | {"ready": False, "restartCount": 0}]
         self.api.put(pods, pod | {"status": {"phase": phase, "containerStatuses": statuses}})
 
     def _forget(self, key: Key, pod: Object) -> None:

@@ -18,7 +18,7 @@ from torchx.specs import AppState
 
 from tests.kubernetes.api_handler import Key, Object
 from tests.kubernetes.api_server import ApiServer
-from tests.kubernetes.pod_cluster import PodCluster
+from tests.kubernetes.pod_cluster import DIGEST, PodCluster
 from tests.kubernetes.pod_runs import IMAGE, Place, call, start, wait_for_end
 from titan_recipes.config.data_root import install_command
 from titan_recipes.config.job import decode, read_job
@@ -323,6 +323,32 @@ def test_image_without_a_registry_is_noted(api: ApiServer, tmp_path: Path) -> No
     assert as_pods(tagged, lambda key: key)[1].endswith("; name it by digest")
     pinned = replace(tagged, site=Site(container=Container(image=IMAGE)))
     assert as_pods(pinned, lambda key: key)[1] == ""
+
+
+def test_resume_runs_the_image_that_the_first_pod_pulled(
+    api: ApiServer, place: Place, workers: PodCluster, tmp_path: Path
+) -> None:
+    tag, another = "registry.example/titan-recipes:1", "registry.example/titan-recipes:2"
+    job = place.job("plan.nodes=1", "training.steps=2")
+    container = replace(job.site.container, image=tag)
+    layout = start(place, "a", replace(job, site=replace(job.site, container=container)))
+    wait_for_end(layout)
+    assert read_record(layout).image == f"{tag}@{DIGEST}"
+    assert call("resume", layout.root, "--set", "training.steps=4").exit_code == 0
+    assert image_in(layout) == f"registry.example/titan-recipes@{DIGEST}"
+    assert read_record(layout).image == f"{tag}@{DIGEST}"
+    other = tmp_path / "other.toml"
+    other.write_text(place.profile.read_text().replace(IMAGE, another))
+    words = ("resume", layout.root, "--set", "training.steps=6", "--cluster", other)
+    assert call(*words).exit_code == 0
+    assert image_in(layout) == another
+    assert read_record(layout).image == f"{another}@{DIGEST}"
+
+
+def image_in(layout: RunLayout) -> str:
+    """Of the newest submission's pods."""
+    text = (layout.root / "job.yaml").read_text()
+    return next(line.split()[-1].strip('"') for line in text.splitlines() if " image: " in line)
 
 
 def test_resume_with_another_profile_moves_the_run(

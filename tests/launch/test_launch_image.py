@@ -18,10 +18,12 @@ from titan_recipes.launch.image import (
     DEFAULT_IMAGE,
     build_context,
     build_image,
+    by_digest,
     find_engine,
     image_reference,
     inspect_image,
     local_image,
+    pulled_image,
     push_image,
 )
 
@@ -78,6 +80,30 @@ def install(
     log.touch()
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     return log
+
+
+@pytest.mark.parametrize(
+    ("image", "pulled", "expected"),
+    [
+        ("r.example/a/x:1", "r.example/a/x@sha256:0", "r.example/a/x:1@sha256:0"),
+        ("r.example:5000/x", "r.example:5000/x@sha256:0", "r.example:5000/x@sha256:0"),
+        ("x:1", "docker-pullable://docker.io/library/x@sha256:0", "x:1@sha256:0"),
+        ("a/x:1", "docker.io/a/x@sha256:0", "a/x:1@sha256:0"),
+        ("r.example/x:1", "mirror.example/x@sha256:0", ""),
+        ("r.example/x:1", "sha256:0", ""),
+        ("r.example/x:1", "", ""),
+    ],
+)
+def test_pulled_image_has_the_digest_of_the_very_repository(
+    image: str, pulled: str, expected: str
+) -> None:
+    assert pulled_image(image, pulled) == expected
+
+
+def test_by_digest_leaves_out_the_tag_alone() -> None:
+    assert by_digest("r.example:5000/x:1@sha256:0") == "r.example:5000/x@sha256:0"
+    assert by_digest("r.example:5000/x@sha256:0") == "r.example:5000/x@sha256:0"
+    assert by_digest("r.example:5000/x:1") == "r.example:5000/x:1"
 
 
 def test_image_reference_of_an_image_that_was_never_built_is_its_tag() -> None:

@@ -67,6 +67,36 @@ def image_reference(image: str) -> str:
     return built.digest if built and built.digest else image
 
 
+def by_digest(image: str) -> str:
+    """`name@sha256:...` of `name:tag@sha256:...`, which not every runtime takes; else as it is."""
+    name, at, digest = image.partition("@")
+    return f"{_untagged(name)}@{digest}" if at else image
+
+
+def pulled_image(image: str, pulled: str) -> str:
+    """`name:tag@sha256:...`: the image that was asked for, by the digest that it was pulled under.
+
+    pulled: what a pod's status calls it. "" where that tells no digest of this very name: the image
+    was never in a registry, or came from a mirror.
+    """
+    name, _, digest = pulled.rpartition("://")[2].partition("@")
+    is_same = _full_name(_untagged(image)) == _full_name(name)
+    return f"{image}@{digest}" if is_same and digest.startswith("sha256:") else ""
+
+
+def _untagged(image: str) -> str:
+    name, _, tag = image.rpartition(":")
+    return name if name and "/" not in tag else image  # before a slash it is a registry's port
+
+
+def _full_name(name: str) -> str:
+    """A repository with the registry that engines take where it names none."""
+    host, slash, _ = name.partition("/")
+    if slash and (host == "localhost" or "." in host or ":" in host):
+        return name
+    return f"docker.io/{name if slash else f'library/{name}'}"
+
+
 def local_image(image: str) -> str:
     """The image ID where this machine's engine built the tag, else the tag.
 
@@ -78,8 +108,7 @@ def local_image(image: str) -> str:
 
 def _full_tag(image: str) -> str:
     """The tag with `:latest` where it names none, as engines read it."""
-    has_tag = ":" in image.rpartition("/")[2]  # before a slash it is a registry's port
-    return image if has_tag or "@" in image else f"{image}:latest"
+    return f"{image}:latest" if "@" not in image and _untagged(image) == image else image
 
 
 def _recorded() -> dict[str, BuiltImage]:

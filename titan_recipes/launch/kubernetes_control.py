@@ -7,8 +7,9 @@ read meanwhile, as it is gone with them.
 import time
 from collections.abc import Callable
 
-from titan_recipes.config.job import read_job
+from titan_recipes.config.job import Job, read_job
 from titan_recipes.errors import LaunchError
+from titan_recipes.launch.image import by_digest
 from titan_recipes.launch.kubernetes_client import POD, connect
 from titan_recipes.launch.kubernetes_mirror import mirrored
 from titan_recipes.launch.kubernetes_pods import find_pods, forget_answers, pod_name
@@ -122,7 +123,7 @@ def start_pods(run: Run, log_offset: int) -> None:
         object_name=object_name(run.name, number),
         run_name=run.name,
         run_dir=where.run_dir,
-        image=pods_image(job),
+        image=_image(run, job),
         resumed=True,
     )
     if unknown := unknown_submission(job, submission, number):
@@ -131,6 +132,15 @@ def start_pods(run: Run, log_offset: int) -> None:
         _await_gone(run, unknown, f"kubectl -n {unknown.namespace} delete pods --now {chosen}")
     submit(run.layout, job, submission, number)
     forget_answers()
+
+
+def _image(run: Run, job: Job) -> str:
+    """The image of a run's next pods: the digest that the last ones ran, unless another is named.
+
+    Tags move: a run goes on with the code that it began with.
+    """
+    named, ran = pods_image(job), run.record.image
+    return by_digest(ran) if ran.startswith(f"{named}@") else named
 
 
 def _where(run: Run) -> Submitted:

@@ -17,6 +17,7 @@ from typing import Any
 from titan_recipes.config.layout import ATTEMPT_MARK, METRICS_MARK, RunLayout, replace_file
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch.attempts import EXIT_FAILED, measured
+from titan_recipes.launch.image import by_digest
 from titan_recipes.launch.kubernetes_submission import Submitted
 from titan_recipes.launch.logs import metrics_of
 from titan_recipes.launch.record import Attempt, read_record, write_record
@@ -150,6 +151,13 @@ class NodeMirror:
             self._saved.final = None
             record_attempt(self.layout, Attempt(**final), where)
         self._save()
+
+    def see_image(self, image: str) -> None:
+        """Write down the image that node 0 runs, by its digest; "" = unknown."""
+        record = read_record(self.layout)
+        known = (record.image, by_digest(record.image))
+        if image and self.node == 0 and image not in known:
+            write_record(self.layout, replace(record, image=image))
 
     def fail(self, uid: str) -> int:
         """The log of a pod that has ended could not be read; how often that was so."""

@@ -31,6 +31,7 @@ from titan_recipes.launch.kubernetes_pods import (
     find_pods,
     has_ended,
     has_started,
+    image_of,
     node_of,
     pod_name,
     selector,
@@ -189,6 +190,8 @@ class _Follower(threading.Thread):
         """
         position = mirror.position(_uid(pod))
         reading = Reading(position)
+        mirror.add([], where)
+        mirror.see_image(image_of(pod))
         since, container = position.moment, container_of(pod)
         self._is_reading = True
         try:
@@ -248,6 +251,7 @@ def _read_now(mirror: NodeMirror, api: Api, where: Submitted, pod: Object) -> No
     position = mirror.position(uid)
     reading = Reading(position)
     mirror.add([], where)
+    mirror.see_image(image_of(pod))
     try:
         stream = api.log(where.namespace, pod_name(pod), container_of(pod), since=position.moment)
         for lines in stream.lines():

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
+from titan_recipes.launch.image import pulled_image
 from titan_recipes.launch.kubernetes_client import POD, Object, connect
 from titan_recipes.launch.kubernetes_errors import UNREACHED, KubernetesError, NotInstalled
 from titan_recipes.launch.kubernetes_submission import Submitted
@@ -177,6 +178,17 @@ def container_states(pod: Object) -> dict[str, dict[str, dict[str, Any]]]:
     for key in ("initContainerStatuses", "containerStatuses"):
         found += cast(list[dict[str, Any]], _status(pod).get(key) or [])
     return {one["name"]: one.get("state") or {} for one in found}
+
+
+def image_of(pod: Object) -> str:
+    """The trainer's image with the digest that it was pulled under; "" = the node does not say."""
+    container = pod["spec"]["containers"][0]
+    image = str(container["image"])
+    if "@" in image:
+        return image
+    statuses = cast(list[dict[str, str]], _status(pod).get("containerStatuses") or [])
+    pulled = next((s.get("imageID", "") for s in statuses if s["name"] == container["name"]), "")
+    return pulled_image(image, pulled)
 
 
 def trainer_state(pod: Object) -> dict[str, dict[str, Any]]:

@@ -24,19 +24,10 @@ from titan_recipes.config.job import Job, to_toml
 from titan_recipes.config.layout import RunLayout, replace_file
 from titan_recipes.config.site import secret_problems
 from titan_recipes.errors import BundleError, ConfigError, LaunchError, TitanRecipesError
-from titan_recipes.launch.docker_check import as_container
-from titan_recipes.launch.docker_request import docker_files
 from titan_recipes.launch.inputs import bundle_directory, input_problems
-from titan_recipes.launch.kubernetes_submission import (
-    as_pods,
-    pod_files,
-    pods_image,
-    pods_outputs,
-)
 from titan_recipes.launch.machine import check_trainer, fit, in_job
 from titan_recipes.launch.record import new_record, write_record
 from titan_recipes.launch.runs import Run, real
-from titan_recipes.launch.slurm_submit import check_here, jobs_of, script_of
 from titan_recipes.render import COMPONENT, SBATCH, Submission, render
 
 if TYPE_CHECKING:
@@ -92,8 +83,8 @@ def preview(
     if scheduler != "local" and (problems := [*secret_problems(job.site, scheduler, where)]):
         raise ConfigError(problems)
     run_dir = os.path.join(os.path.abspath(outputs), name or default_name(job))
-    files = _job_files(job, scheduler, name or "", outputs)
-    return files | BACKENDS[scheduler].more_files(job, run_dir)
+    backend = BACKENDS[scheduler]()
+    return _job_files(job, backend, name or "", outputs) | backend.more_files(job, run_dir)
 
 
 def launch(
@@ -120,13 +111,23 @@ def launch(
     check_outputs(str(outputs))
     if after and scheduler != SLURM:
         raise LaunchError(f"--after: --scheduler {scheduler} has no queue to wait in; use slurm")
-    waits_for = ",".join(jobs_of(after))
-    job, note = BACKENDS[scheduler].prepare(job, where_of)
+    waits_for = _jobs_of(after)
+    backend = BACKENDS[scheduler]()
+    job, note = backend.prepare(job, where_of)
     wanted = name or default_name(job)
     preview(job, outputs=str(outputs), name=wanted, scheduler=scheduler)  # fails before mkdir
     layout = make_directory(outputs, wanted, is_chosen=name is not None)
-    handle = _submit(layout, job, scheduler, command, waits_for)
+    handle = _submit(layout, job, backend, scheduler, command, waits_for)
     return Launched(layout, handle, (note,) if note else ())
+
+
+def _jobs_of(after: Sequence[Run]) -> str:
+    """The ids of the SLURM jobs of these runs, separated by commas. Raises LaunchError."""
+    if not after:
+        return ""
+    from titan_recipes.launch.slurm_submit import jobs_of
+
+    return ",".join(jobs_of(after))
 
 
 def _fitted(job: Job, where_of: WhereOf) -> tuple[Job, str]:
@@ -142,34 +143,49 @@ def _fitted(job: Job, where_of: WhereOf) -> tuple[Job, str]:
     return fitted
 
 
-def _looked_at(job: Job, where_of: WhereOf) -> tuple[Job, str]:
-    """The job as it is, what SLURM's nodes need looked for. Raises ConfigError."""
-    check_here(job, where_of)
-    return job, ""
+def _local() -> Backend:
+    return Backend("titan_local", "titan_recipes.launch.titan_local", _fitted)
 
 
-def _script(job: Job, run_dir: str) -> dict[str, str]:
-    return {SBATCH: script_of(job, Submission(run_dir=run_dir))}
+def _slurm() -> Backend:
+    from titan_recipes.launch.slurm_submit import check_here, script_of
 
+    def looked_at(job: Job, where_of: WhereOf) -> tuple[Job, str]:
+        check_here(job, where_of)
+        return job, ""
 
-BACKENDS = {
-    "local": Backend("titan_local", "titan_recipes.launch.titan_local", _fitted),
-    SLURM: Backend(
+    return Backend(
         "titan_slurm",
         "titan_recipes.launch.titan_slurm",
-        _looked_at,
-        more_files=_script,
+        looked_at,
+        more_files=lambda job, run_dir: {SBATCH: script_of(job, Submission(run_dir=run_dir))},
         config=lambda layout, after: {"after": after},
         gives_id=True,
-    ),
-    "docker": Backend(
+    )
+
+
+def _docker() -> Backend:
+    from titan_recipes.launch.docker_check import as_container
+    from titan_recipes.launch.docker_request import docker_files
+
+    return Backend(
         "titan_docker",
         "titan_recipes.launch.titan_docker",
         as_container,
         more_files=docker_files,
         gives_id=True,
-    ),
-    "kubernetes": Backend(
+    )
+
+
+def _kubernetes() -> Backend:
+    from titan_recipes.launch.kubernetes_submission import (
+        as_pods,
+        pod_files,
+        pods_image,
+        pods_outputs,
+    )
+
+    return Backend(
         "titan_kubernetes",
         "titan_recipes.launch.titan_kubernetes",
         as_pods,
@@ -177,12 +193,21 @@ BACKENDS = {
         config=lambda layout, after: {"record": str(layout.root.parent)},
         seen=lambda job, outputs: (pods_outputs(job), pods_image(job)),
         gives_id=True,
-    ),
-}
-"""The schedulers of `--scheduler`."""
+    )
 
 
-def _submit(layout: RunLayout, job: Job, scheduler: str, command: Sequence[str], after: str) -> str:
+BACKENDS = {"local": _local, SLURM: _slurm, "docker": _docker, "kubernetes": _kubernetes}
+"""The schedulers of `--scheduler`; each imports what is its own only when it is asked for."""
+
+
+def _submit(
+    layout: RunLayout,
+    job: Job,
+    backend: Backend,
+    scheduler: str,
+    command: Sequence[str],
+    after: str,
+) -> str:
     """Write the run's files, then schedule its component through torchx; the app handle.
 
     after: ids of jobs to wait for, separated by commas. Where that fails before it is scheduled,
@@ -192,7 +217,6 @@ def _submit(layout: RunLayout, job: Job, scheduler: str, command: Sequence[str],
 
     from titan_recipes.launch.titan_local import app_id
 
-    backend = BACKENDS[scheduler]
     record = new_record(
         job,
         name=layout.root.name,
@@ -203,7 +227,7 @@ def _submit(layout: RunLayout, job: Job, scheduler: str, command: Sequence[str],
     )
     runner = Runner(SESSION, {backend.name: import_module(backend.module).create_scheduler})
     try:
-        files = _job_files(job, scheduler, layout.root.name, str(layout.root.parent))
+        files = _job_files(job, backend, layout.root.name, str(layout.root.parent))
         for path, text in files.items():
             replace_file(layout.root / path, text)
         request = _request(runner, layout, job, backend.name, backend.config(layout, after))
@@ -235,9 +259,9 @@ def _templates(job: Job) -> Path:
     return bundle_directory(job) / "templates"
 
 
-def _job_files(job: Job, scheduler: str, name: str, outputs: str) -> dict[str, str]:
+def _job_files(job: Job, backend: Backend, name: str, outputs: str) -> dict[str, str]:
     """job.toml and component.py of a run under a scheduler."""
-    seen_outputs, image = BACKENDS[scheduler].seen(job, outputs)
+    seen_outputs, image = backend.seen(job, outputs)
     return job_files(job, name=name, outputs=seen_outputs, image=image)
 
 
