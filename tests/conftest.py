@@ -2,6 +2,7 @@
 
 import os
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -49,10 +50,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-LONG = ("trainer", "cluster", "e2e")
-"""Folders whose files take a minute or more."""
+WAITING = ("cluster", "e2e")
+"""Folders whose tests wait for SLURM and for processes more than they compute."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first: at the end of a run on several processes none waits for one."""
-    items.sort(key=lambda item: item.path.parent.name not in LONG)
+    """Files that wait and files that compute take turns, so that two processes share the cores.
+
+    They come first: at the end of a run none waits for a long one.
+    """
+    files = dict.fromkeys(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    waiting = [file for file in files if file.parent.name in WAITING]
+    computing = [file for file in files if file.parent.name == "trainer" and file in slow]
+    turns = [file for pair in zip_longest(waiting, computing) for file in pair if file]
+    order = {file: number for number, file in enumerate(dict.fromkeys([*turns, *files]))}
+    items.sort(key=lambda item: order[item.path])

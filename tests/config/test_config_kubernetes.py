@@ -6,7 +6,12 @@ import pytest
 
 from titan_recipes.config.cluster import Cluster, check_fits, read_cluster
 from titan_recipes.config.kubernetes import Kubernetes, Volume, volume_at
-from titan_recipes.config.kubernetes_names import is_within, path_fault, quantity_fault
+from titan_recipes.config.kubernetes_names import (
+    is_within,
+    pages_fault,
+    path_fault,
+    quantity_fault,
+)
 from titan_recipes.config.schema import Plan
 from titan_recipes.errors import ConfigError
 
@@ -108,6 +113,19 @@ def test_profile_when_it_says_nothing_keeps_runs_on_a_claim(tmp_path: Path) -> N
         ('namespace = "A"', 'kubernetes.namespace: got "A"; use lower-case letters'),
         ('namespace = ""', 'kubernetes.namespace: got ""; use lower-case letters'),
         (f'namespace = "{"a" * 64}"', "kubernetes.namespace: got"),
+        (f'queue = "{"a" * 64}"', "kubernetes.queue: got"),
+        (
+            'image_pull_secrets = ["a", "b", "a"]',
+            'kubernetes.image_pull_secrets: names "a" twice; name each once',
+        ),
+        (
+            'resources = {"hugepages-2Mi" = "5Mi"}',
+            'kubernetes.resources.hugepages-2Mi: got "5Mi"; use a whole number of pages of 2Mi',
+        ),
+        (
+            'resources = {"hugepages-0Mi" = "5Mi"}',
+            "kubernetes.resources.hugepages-0Mi: not the name of a resource",
+        ),
         ('queue = "a_b"', 'kubernetes.queue: got "a_b"; use lower-case letters'),
         ('service_account = "-a"', 'kubernetes.service_account: got "-a"; use'),
         ('priority_class = "a..b"', 'kubernetes.priority_class: got "a..b"; use'),
@@ -371,6 +389,24 @@ def test_path_lies_on_the_volume_that_is_mounted_nearest_above_it() -> None:
 @pytest.mark.parametrize("quantity", ["1", "1.5", "500m", "64Gi", "1e3", "5E", "12Ti", "0.5"])
 def test_quantity_when_kubernetes_takes_it_is_taken(quantity: str) -> None:
     assert quantity_fault(quantity) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "quantity", "is_whole"),
+    [
+        ("hugepages-2Mi", "5Gi", True),
+        ("hugepages-2Mi", "4194304", True),
+        ("hugepages-2Mi", "2M", False),
+        ("hugepages-1Gi", "1.5Gi", False),
+        ("hugepages-1Gi", "4e9", False),
+        ("hugepages-1Gi", "1024Mi", True),
+        ("hugepages-64Ki", "65536", True),
+        ("hugepages-64Ki", "65536000m", True),
+        ("memory", "1.5", True),
+    ],
+)
+def test_huge_pages_are_asked_for_whole(name: str, quantity: str, is_whole: bool) -> None:
+    assert (pages_fault(name, quantity) == "") is is_whole
 
 
 @pytest.mark.parametrize("quantity", ["", "0", "-1", "1 Gi", "1GB", "1,5", "1\n", "1\u0663", "1K"])

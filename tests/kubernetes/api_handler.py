@@ -76,6 +76,8 @@ class LogFile:
 
     lines: list[tuple[datetime, str]] = field(default_factory=list)
     is_open: bool = True
+    lost: str = ""
+    """What the kubelet says instead of it, without a time."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -265,6 +267,8 @@ class Handler(BaseHTTPRequestHandler):
         log, shown = self.api.logs.setdefault(pod["metadata"]["uid"], LogFile()), 0
         self._begin_stream("text/plain")
         with suppress(OSError):
+            if log.lost:
+                self._chunk(log.lost)
             while not self.api.closing.is_set():
                 with self.api.changed:
                     lines = log.lines[shown:]

@@ -20,6 +20,8 @@ from titan_recipes.launch.state import RunState, run_status
 from titan_recipes.launch.submit import launch
 
 IMAGE = "registry.example/titan-recipes@sha256:" + "0" * 64
+NO_RIGHT = 'x is forbidden: User "me" cannot do resource "x"'
+"""What the API server says to who may not."""
 WAIT_SECONDS = 120.0
 
 

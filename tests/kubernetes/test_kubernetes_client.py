@@ -41,7 +41,7 @@ def pod(api: ApiServer, name: str, **labels: str) -> dict[str, Any]:
     """A pod whose container runs."""
     body = {
         "metadata": {"name": name, "labels": labels},
-        "spec": {"containers": [{"name": "trainer"}]},
+        "spec": {"containers": [{"name": "trainer", "image": "x"}]},
         "status": {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
     }
     return api.make(PODS, body)
@@ -87,6 +87,12 @@ def test_unknown_field_is_refused_by_name(api: ApiServer) -> None:
             'User "me" cannot create resource "persistentvolumeclaims"',
             "not allowed to create persistentvolumeclaims in namespace ml: User \"me\" cannot",
         ),
+        (
+            403,
+            'claims "runs" is forbidden: exceeded quota: team',
+            'ml: claims "runs" is forbidden: exceeded quota: team (HTTP 403)',
+        ),
+        (409, 'being deleted: claims "runs" already exists', "; try again once it is gone"),
         (409, 'claims "runs" already exists', 'already exists; choose another --name'),
         (422, "spec.accessModes: Required value", "ml: spec.accessModes: Required value (HTTP 422"),
         (404, 'namespaces "ml" not found', 'namespaces "ml" not found (HTTP 404)'),
@@ -102,6 +108,13 @@ def test_refusal_is_one_line_with_the_servers_words(
     assert "\n" not in str(caught.value)
     assert caught.value.status == code
     assert len(api.requests) == 1
+
+
+def test_user_without_rights_to_a_kind_is_told_that_it_may_not_be_there(api: ApiServer) -> None:
+    said = 'User "me" cannot get resource "jobsets" in API group "jobset.x-k8s.io"'
+    api.fail_next("GET", "jobsets", 403, message=said)
+    with pytest.raises(KubernetesError, match="a role that may, and whether JobSet is installed"):
+        connect().get(JOBSET, "ml", "a")
 
 
 def test_kind_that_is_not_installed_is_named(api: ApiServer) -> None:
@@ -315,7 +328,10 @@ def test_stream_that_says_nothing_is_broken_off(
 
 
 def test_log_of_a_pod_that_has_not_started_is_refused(api: ApiServer) -> None:
-    api.make(PODS, {"metadata": {"name": "a"}, "spec": {"containers": [{"name": "trainer"}]}})
+    api.make(
+        PODS,
+        {"metadata": {"name": "a"}, "spec": {"containers": [{"name": "trainer", "image": "x"}]}},
+    )
     with pytest.raises(KubernetesError, match="is waiting to start: ContainerCreating"):
         connect().log("ml", "a", "trainer")
 

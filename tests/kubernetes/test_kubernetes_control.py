@@ -16,6 +16,7 @@ from tests.kubernetes.api_handler import Key
 from tests.kubernetes.api_server import ApiServer
 from tests.kubernetes.pod_cluster import PodCluster
 from tests.kubernetes.pod_runs import (
+    NO_RIGHT,
     Place,
     attempts,
     call,
@@ -332,7 +333,7 @@ def test_run_directory_that_pods_share_with_us_is_left_to_them(
 
 def test_cancel_that_the_cluster_refuses_changes_nothing(place: Place, workers: PodCluster) -> None:
     layout = begin(place, "a")
-    workers.api.fail_next("DELETE", "jobsets", 403, message="no")
+    workers.api.fail_next("DELETE", "jobsets", 403, message=NO_RIGHT)
     refused = call("cancel", layout.root)
     assert (refused.exit_code, "not allowed to delete jobsets" in refused.output) == (2, True)
     assert run_status(layout) == RunStatus(RunState.RUNNING)

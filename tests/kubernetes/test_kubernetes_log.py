@@ -90,6 +90,22 @@ def test_following_goes_on_where_a_connection_broke_off() -> None:
     assert found == [text for _, text in log]
 
 
+@pytest.mark.parametrize("kept", [0, 2, 5])
+def test_log_that_the_kubelet_began_anew_is_read_on_from_what_is_new(kept: int) -> None:
+    log = [(number / 4, f"line {number}") for number in range(14)]
+    position = Position()
+    found = [*Reading(position).fresh(stamped(log[:8]))]
+    found += Reading(position).fresh(stamped(log[8 - kept :], position.since))
+    assert found == [text for _, text in log]
+
+
+def test_words_without_a_time_are_neither_read_nor_counted() -> None:
+    position = Position()
+    reading = Reading(position)
+    assert [*reading.fresh(["unable to retrieve container logs", *stamped([(0, "a")])])] == ["a"]
+    assert (reading.strange, position.taken) == ("unable to retrieve container logs", 1)
+
+
 def test_position_is_asked_for_in_whole_seconds() -> None:
     position = Position()
     assert position.moment == ""

@@ -9,10 +9,10 @@ from past_runs import attempt
 
 from tests.kubernetes.api_handler import Key, LogFile
 from tests.kubernetes.api_server import ApiServer
-from tests.kubernetes.pod_runs import Place, start
+from tests.kubernetes.pod_runs import IMAGE, Place, start
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.launch import kubernetes_client, kubernetes_mirror, kubernetes_pods
-from titan_recipes.launch.kubernetes_pods import forget_answers
+from titan_recipes.launch.kubernetes_pods import container_of, forget_answers, has_started
 from titan_recipes.launch.kubernetes_submission import submitted
 from titan_recipes.launch.record import read_record, write_record
 from titan_recipes.launch.run_state import RunState, RunStatus
@@ -40,7 +40,7 @@ def add_pod(api: ApiServer, index: int = 0, phase: str = "Pending", **status: An
     labels |= {"batch.kubernetes.io/job-completion-index": str(index)}
     body = {
         "metadata": {"name": f"a-trainer-0-{index}-xyz", "labels": labels},
-        "spec": {"containers": [{"name": "trainer"}]},
+        "spec": {"containers": [{"name": "trainer", "image": IMAGE}]},
         "status": {"phase": phase, **status},
     }
     uid = api.make(PODS, body)["metadata"]["uid"]
@@ -203,7 +203,11 @@ def test_end_of_each_kind_is_known(
             container(terminated={"exitCode": 128, "reason": "StartError", "message": "no python"}),
             "pod 1: no python (StartError exit 128)",
         ),
-        ({"reason": "Evicted", "message": "disk"}, "pod a-trainer-0-1-xyz: Evicted: disk"),
+        ({"reason": "Evicted", "message": "disk"}, "pod 1: Evicted: disk"),
+        (
+            {"reason": "Evicted", "message": "disk", **container(terminated={"exitCode": 137})},
+            "pod 1: Evicted: disk (exit 137)",
+        ),
         ({}, "gave up"),
     ],
 )
@@ -267,6 +271,27 @@ def test_object_of_the_same_name_that_is_not_ours_is_no_answer(
     assert thing is not None
     api.make(KEYS["jobset"], thing)
     assert asked(layout) == RunStatus(RunState.FAILED, "lost: JobSet ml/a was deleted")
+
+
+def test_kubelets_words_for_a_log_it_lost_are_no_words_of_the_pod(
+    api: ApiServer, layout: RunLayout
+) -> None:
+    uid = add_pod(api, 0, "Running", **container(running={}))
+    api.print_line(uid, "step 1")
+    asked(layout)
+    api.logs[uid] = LogFile([], is_open=False, lost="unable to retrieve container logs for x://1")
+    kubernetes_mirror._mirrored.clear()
+    asked(layout)
+    assert layout.node_log(0).read_text() == "step 1\n"
+
+
+def test_log_of_a_pod_with_a_container_put_before_ours_is_ours(
+    api: ApiServer, layout: RunLayout
+) -> None:
+    add_pod(api, 0, "Running", **container(running={}))
+    pod = api.objects[PODS]["a-trainer-0-0-xyz"]
+    pod["spec"]["containers"].insert(0, {"name": "istio-proxy", "image": "proxy"})
+    assert (container_of(pod), has_started(pod)) == ("trainer", True)
 
 
 def test_log_that_can_not_be_read_does_not_hide_the_end(api: ApiServer, layout: RunLayout) -> None:

@@ -12,8 +12,9 @@ from titan_recipes.config.layout import RunLayout
 from titan_recipes.launch.kubernetes_mirror import mirrored
 from titan_recipes.launch.state import run_status
 
-STEPS, SAVED_STEP = 20, 5
+STEPS, SAVED_STEP = 12, 3
 SETTINGS = (
+    f"training.steps={STEPS}",
     "checkpoint.enable=true",
     f"checkpoint.interval={SAVED_STEP}",
     "plan.nodes=2",

@@ -19,7 +19,7 @@ from torchx.specs import AppState
 from tests.kubernetes.api_handler import Key, Object
 from tests.kubernetes.api_server import ApiServer
 from tests.kubernetes.pod_cluster import DIGEST, PodCluster
-from tests.kubernetes.pod_runs import IMAGE, Place, call, start, wait_for_end
+from tests.kubernetes.pod_runs import IMAGE, NO_RIGHT, Place, call, start, wait_for_end
 from titan_recipes.config.data_root import install_command
 from titan_recipes.config.job import decode, read_job
 from titan_recipes.config.kubernetes import Volume
@@ -209,7 +209,7 @@ def test_claims_are_made_once_and_left_alone(api: ApiServer, place: Place) -> No
 def test_claim_that_is_there_does_for_who_may_make_none(api: ApiServer, place: Place) -> None:
     volume = Volume(claim="runs", path=str(place.volume), size="1Gi")
     job = place.job(volumes={"outputs": volume})
-    api.fail_next("POST", "persistentvolumeclaims", 403, times=2)
+    api.fail_next("POST", "persistentvolumeclaims", 403, times=2, message=NO_RIGHT)
     with pytest.raises(KubernetesError, match="not allowed to create persistentvolumeclaims"):
         start(place, "a", job)
     api.make(CLAIMS, {"metadata": {"name": "runs"}})
@@ -227,8 +227,19 @@ def test_runtime_belongs_to_its_trainjob_and_goes_with_it(api: ApiServer, place:
     assert api.objects[RUNTIMES] == api.objects[TRAINJOBS] == {}
 
 
+def test_trainjob_that_comes_before_the_webhook_knows_its_runtime_is_tried_again(
+    api: ApiServer, place: Place
+) -> None:
+    said = 'admission webhook "validator" denied the request: "a" not found: '
+    said += "specified trainingRuntime must be created before the TrainJob is created"
+    api.fail_next("POST", "trainjobs", 403, message=said, times=2)
+    start(place, "a", place.job(kind="trainjob"))
+    assert [*api.objects[TRAINJOBS]] == [*api.objects[RUNTIMES]] == ["a"]
+    assert [method for method, path in api.requests if "trainjobs" in path] == ["POST"] * 3
+
+
 def test_runtime_without_its_trainjob_is_taken_back(api: ApiServer, place: Place) -> None:
-    api.fail_next("POST", "trainjobs", 403, message="no")
+    api.fail_next("POST", "trainjobs", 403, message=NO_RIGHT)
     with pytest.raises(KubernetesError, match="not allowed to create trainjobs"):
         start(place, "a", place.job(kind="trainjob"))
     assert api.objects[RUNTIMES] == {}
@@ -271,7 +282,7 @@ def test_object_that_may_be_left_behind_is_told_of(
 ) -> None:
     monkeypatch.setattr(kubernetes_client, "BACKOFF_SECONDS", ())
     api.fail_next("POST", "jobsets", drop=True)
-    api.fail_next("GET", "jobsets/a", 403, message="no")
+    api.fail_next("GET", "jobsets/a", 403, message=NO_RIGHT)
     with pytest.raises(KubernetesError, match="the connection broke off"):
         start(place, "a", place.job())
     told = capsys.readouterr().err
@@ -286,7 +297,7 @@ def test_object_that_may_be_left_behind_is_told_of(
 def test_refused_launch_leaves_nothing_and_exits_with_2(
     api: ApiServer, place: Place, code: int, expected: str
 ) -> None:
-    api.fail_next("POST", "jobsets", code)
+    api.fail_next("POST", "jobsets", code, message=NO_RIGHT)
     done = call("launch", "llama3_debug", "--cluster", place.profile, "--name", "a",
                 "--outputs", place.outputs)  # fmt: skip
     assert done.exit_code == 2

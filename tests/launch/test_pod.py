@@ -27,8 +27,8 @@ SAVES_WHEN_ASKED = """
     (root / f"at-{attempt}-{rank}").touch()
     while not stop.exists():
         time.sleep(0.01)
-    commit(attempt)
     if rank == 0:
+        commit(attempt)
         requeue.touch()
     sys.exit(0)
 """

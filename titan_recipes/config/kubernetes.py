@@ -13,6 +13,7 @@ from titan_recipes.config.kubernetes_names import (
     is_within,
     key_fault,
     label_fault,
+    pages_fault,
     path_fault,
     quantity_fault,
     resource_fault,
@@ -187,8 +188,12 @@ def _name_problems(own: Kubernetes, where: str) -> Iterator[Problem]:
         **{f"image_pull_secrets.{i}": name for i, name in enumerate(own.image_pull_secrets)},
     }
     for key, name in names.items():
-        if (name or "." in key) and (fault := subdomain_fault(name)):
+        fault = subdomain_fault(name) if name or "." in key else ""
+        if fault := fault or (value_fault(name) if key == "queue" else ""):  # it becomes a label
             yield Problem(where, f"kubernetes.{key}", f"got {show(name)}", fault)
+    for name in {name for name in own.image_pull_secrets if own.image_pull_secrets.count(name) > 1}:
+        what = "kubernetes.image_pull_secrets"
+        yield Problem(where, what, f"names {show(name)} twice", "name each once")
     if not own.context.isprintable():
         yield Problem(where, "kubernetes.context", f"got {show(own.context)}", "must be one line")
 
@@ -257,7 +262,7 @@ def _resource_problems(own: Kubernetes, where: str) -> Iterator[Problem]:
             yield Problem(where, what, "follows from the plan", "remove it")
         elif fault := resource_fault(name):
             yield Problem(where, what, "not the name of a resource", fault)
-        elif fault := quantity_fault(quantity, whole="/" in name):
+        elif fault := quantity_fault(quantity, whole="/" in name) or pages_fault(name, quantity):
             yield Problem(where, what, f"got {show(asked)}", fault)
 
 

@@ -6,6 +6,7 @@ quantities. Each function gives what is wrong in a few words, "" where nothing i
 
 import posixpath
 import re
+from fractions import Fraction
 
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 """An RFC 1123 label, without its length."""
@@ -15,7 +16,8 @@ NAME_PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 """What a label's value, and its key after the prefix, is made of."""
 QUANTITY = re.compile(r"\d+(\.\d+)?([numkMGTPE]|[KMGTPE]i|[eE][-+]?\d+)?", re.ASCII)
 SECRET_KEY = re.compile(r"[-._A-Za-z0-9]{1,253}")
-HUGEPAGES = re.compile(r"hugepages-\d+(Ki|Mi|Gi)", re.ASCII)
+HUGEPAGES = re.compile(r"hugepages-([1-9]\d*(?:Ki|Mi|Gi))", re.ASCII)
+DECIMAL_UNITS = "kMGTPE"
 NATIVE_RESOURCES = ("cpu", "memory", "ephemeral-storage")
 
 
@@ -66,6 +68,26 @@ def quantity_fault(quantity: str, *, whole: bool = False) -> str:
     if not QUANTITY.fullmatch(quantity) or not re.search(r"[1-9]", quantity):
         return "use a number more than 0 with a unit: 500m, 4, 64Gi"
     return ""
+
+
+def pages_fault(name: str, quantity: str) -> str:
+    """Of a quantity of huge pages, which are asked for whole."""
+    pages = HUGEPAGES.fullmatch(name)
+    if not pages or _amount(quantity) % _amount(pages[1]) == 0:
+        return ""
+    return f"use a whole number of pages of {pages[1]}"
+
+
+def _amount(quantity: str) -> Fraction:
+    """The number that a quantity stands for."""
+    found = re.fullmatch(r"([\d.]+(?:[eE][-+]?\d+)?)([a-zA-Z]*)", quantity)
+    assert found, f"{quantity}: not a quantity, which was looked at before"
+    number, unit = Fraction(found[1]), found[2]
+    if unit.endswith("i"):
+        return number * 1024 ** ("KMGTPE".index(unit[0]) + 1)
+    small = {"n": -9, "u": -6, "m": -3, "": 0}
+    power = small[unit] if unit in small else 3 * (DECIMAL_UNITS.index(unit) + 1)
+    return number * Fraction(10) ** power
 
 
 def path_fault(path: str) -> str:

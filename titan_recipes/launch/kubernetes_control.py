@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from titan_recipes.config.job import Job, read_job
+from titan_recipes.config.kubernetes import Kubernetes
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch.image import by_digest
 from titan_recipes.launch.kubernetes_client import POD, connect
@@ -25,7 +26,7 @@ from titan_recipes.launch.kubernetes_submission import (
 from titan_recipes.launch.run_end import closed
 from titan_recipes.launch.runs import Run, open_run
 from titan_recipes.launch.stop import CANCEL_WORD, KILL_WORD, KILLED
-from titan_recipes.render import PodSubmission, object_name
+from titan_recipes.render import RESOURCES, PodSubmission, object_name
 from titan_recipes.render.kubernetes import SUBMISSION_LABEL
 from titan_recipes.render.pod import grace_seconds
 
@@ -45,26 +46,34 @@ def cancel_pods(run: Run, waiting: Callable[[float], None]) -> Run:
     where = _where(run)
     with mirrored(run.layout) as drain:
         cancel_object(run)
-        _await_gone(run, where, f"titan-recipes cancel {run.word} --now", waiting)
+        kill = f"titan-recipes cancel {run.word} --now"
+        _await_gone(run, lambda: _pods(where), kill, waiting)
         drain()
     return _ended(run, where, UNHEARD)
 
 
-def _await_gone(
-    run: Run, where: Submitted, kill: str, waiting: Callable[[float], None] = lambda seconds: None
-) -> None:
-    """Wait until the pods of a deleted submission are gone.
+def _pods(where: Submitted) -> list[str]:
+    """The names of a submission's pods."""
+    return [*map(pod_name, find_pods(where)[0])]
 
-    kill: what to type where they stay, which is a LaunchError.
+
+def _await_gone(
+    run: Run,
+    left: Callable[[], list[str]],
+    kill: str,
+    waiting: Callable[[float], None] = lambda seconds: None,
+) -> None:
+    """Wait until nothing is left of a deleted submission.
+
+    left: names what is there still; kill: what to type where it stays, which is a LaunchError.
     """
     job = run.job()
     grace = grace_seconds(job) if job else 0
     began = time.monotonic()
-    while pods := find_pods(where)[0]:
+    while names := left():
         waited = time.monotonic() - began
         if waited > grace + ANSWER_SECONDS:
-            names = ", ".join(map(pod_name, pods[:3]))
-            why = f"not gone after {waited:.0f} s: {names}; kill it: {kill}"
+            why = f"not gone after {waited:.0f} s: {', '.join(names[:3])}; kill it: {kill}"
             raise LaunchError(f"{run.name}: {why}")
         waiting(waited)
         time.sleep(POLL_SECONDS)
@@ -129,7 +138,12 @@ def start_pods(run: Run, log_offset: int) -> None:
     if unknown := unknown_submission(job, submission, number):
         withdraw(unknown)
         chosen = f"-l {SUBMISSION_LABEL}={unknown.name}"
-        _await_gone(run, unknown, f"kubectl -n {unknown.namespace} delete pods --now {chosen}")
+
+        def left() -> list[str]:
+            is_there = unknown_submission(job, submission, number)  # a finalizer may hold it
+            return [*_pods(unknown), *([str(unknown)] if is_there else [])]
+
+        _await_gone(run, left, f"kubectl -n {unknown.namespace} delete pods --now {chosen}")
     submit(run.layout, job, submission, number)
     forget_answers()
 
@@ -146,8 +160,10 @@ def _image(run: Run, job: Job) -> str:
 def _where(run: Run) -> Submitted:
     where = submitted(run.layout)
     if where is None:
-        got = "was not submitted from here, or never was"
-        raise LaunchError(f"{run.name}: {got}; see kubectl get jobsets,trainjobs,vcjobs")
+        job, got = run.job(), "was not submitted from here, or never was"
+        resource = RESOURCES[job.site.kubernetes.kind if job else Kubernetes().kind]
+        see = f"kubectl get {resource.plural}.{resource.group} --all-namespaces"
+        raise LaunchError(f"{run.name}: {got}; see: {see}")
     return where
 
 

@@ -2,6 +2,7 @@
 """What goes wrong with an API server, each in one line that says what to do."""
 
 import json
+import re
 from typing import Any, cast
 
 from titan_recipes.errors import LaunchError
@@ -9,6 +10,8 @@ from titan_recipes.errors import LaunchError
 UNAUTHORIZED, FORBIDDEN, GONE, EXISTS, EXPIRED = 401, 403, 404, 409, 410
 UNREACHED = 0
 """`KubernetesError.status` where no answer came."""
+NO_RIGHT = re.compile(r"\bcannot \w+ resource\b")
+"""What RBAC says; webhooks, quotas and namespaces that are being deleted answer 403 too."""
 INSTALLED_BY = {
     "jobset.x-k8s.io": "JobSet",
     "trainer.kubeflow.org": "Kubeflow Trainer",
@@ -41,15 +44,18 @@ def refusal(host: str, error: Any, what: str, path: str) -> KubernetesError:
     if status == UNAUTHORIZED:
         cure = "log in again: the kubeconfig's token or certificate may have expired"
         return KubernetesError(f"{host}: does not know you: {said}; {cure}", status)
-    if status == FORBIDDEN:
+    group = path.split("/")[2] if path.startswith("/apis/") else ""
+    name = INSTALLED_BY.get(group, group)
+    if status == FORBIDDEN and NO_RIGHT.search(said):
         cure = "ask whoever runs the cluster for a role that may"
+        cure += f", and whether {name} is installed" if group in INSTALLED_BY else ""
         return KubernetesError(f"not allowed to {what}: {said}; {cure}", status)
     if status == GONE and not is_status:
-        group = path.split("/")[2] if path.startswith("/apis/") else ""
-        name = INSTALLED_BY.get(group, group)
         got = f"{host}: has no {group}/{path.split('/')[3]}" if group else f"{host}: {said}"
         cure = f"install {name} there, or choose another kubernetes.kind in the profile"
         return NotInstalled(f"{got}; {cure}", status)
+    if status == EXISTS and "being deleted" in said:
+        return KubernetesError(f"can't {what}: {said}; try again once it is gone", status)
     if status == EXISTS and "exists" in said:
         cure = "choose another --name, or see what it is with kubectl"
         return KubernetesError(f"can't {what}: {said}; {cure}", status)

@@ -45,6 +45,9 @@ class Position:
     since: int = 0
     """Seconds after 1970; 0 = from the beginning."""
     taken: int = 0
+    latest: float = 0.0
+    """The newest time of a line that was read, in seconds after 1970: what comes after it is new,
+    also where the kubelet began a new file since, as it does every 10 MiB."""
     ended: bool = False
     """Nothing is left to be read."""
     failures: int = 0
@@ -62,33 +65,39 @@ class Reading:
     def __init__(self, position: Position) -> None:
         self._position = position
         self._skip = position.taken
-        self._seconds = list[int]()  # of every line of this answer
+        self._moments = list[float]()  # of every line of this answer
+        self.strange = ""
+        """The kubelet's own words, which have no time: it could not read the log."""
 
     def fresh(self, lines: Iterable[str]) -> Iterator[str]:
         """The lines not read before, without their times; the position moves past them."""
         for line in lines:
             stamp, _, text = line.partition(" ")
-            last = self._seconds[-1] if self._seconds else self._position.since
-            self._seconds.append(_second(stamp, last))
-            if len(self._seconds) > self._skip:
+            moment = _moment(stamp)
+            if moment is None:
+                self.strange = line
+                continue
+            if moment > self._position.latest:
+                self._skip = min(self._skip, len(self._moments))
+            self._moments.append(moment)
+            if len(self._moments) > self._skip:
                 yield text
-        if len(self._seconds) >= self._skip:
+        if self._moments and len(self._moments) >= self._skip:
             self._advance()
 
     def _advance(self) -> None:
-        if not self._seconds:
-            return
-        since = max(self._position.since, self._seconds[-1] - OVERLAP_SECONDS)
-        self._seconds = [second for second in self._seconds if second >= since]
-        self._skip = self._position.taken = len(self._seconds)
+        since = max(self._position.since, int(self._moments[-1]) - OVERLAP_SECONDS)
+        self._position.latest = max(self._position.latest, *self._moments)
+        self._moments = [moment for moment in self._moments if moment >= since]
+        self._skip = self._position.taken = len(self._moments)
         self._position.since = since
 
 
-def _second(stamp: str, default: int) -> int:
+def _moment(stamp: str) -> float | None:
     try:
-        return int(datetime.fromisoformat(stamp).timestamp())
+        return datetime.fromisoformat(stamp).timestamp()
     except ValueError:
-        return default
+        return None
 
 
 @dataclass(slots=True)

@@ -256,6 +256,8 @@ def _read_now(mirror: NodeMirror, api: Api, where: Submitted, pod: Object) -> No
         stream = api.log(where.namespace, pod_name(pod), container_of(pod), since=position.moment)
         for lines in stream.lines():
             mirror.add([*reading.fresh(lines)], where)
+        if reading.strange:
+            raise KubernetesError(f"can't read the log of pod {pod_name(pod)}: {reading.strange}")
     except KubernetesError:  # a pod that is gone is not in the next list
         if not has_ended(pod) or mirror.fail(uid) < MOST_FAILURES:
             raise

@@ -15,7 +15,7 @@ from titan_recipes.launch.kubernetes_client import POD, Object, connect
 from titan_recipes.launch.kubernetes_errors import UNREACHED, KubernetesError, NotInstalled
 from titan_recipes.launch.kubernetes_submission import Submitted
 from titan_recipes.render import RESOURCES
-from titan_recipes.render.kubernetes import SUBMISSION_LABEL, ApiResource
+from titan_recipes.render.kubernetes import GANGS, SUBMISSION_LABEL, ApiResource
 
 ASK_SECONDS = 2.0
 """How old an answer may be: who follows a run looks much oftener than an API server likes."""
@@ -30,6 +30,7 @@ INDEX_LABELS = {
     "volcano": "volcano.sh/task-index",
 }
 """Kind -> the label of a pod that holds its place in the gang."""
+CONTAINERS = {gang.container for gang in GANGS.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +146,14 @@ def node_of(pod: Object) -> int:
 
 
 def container_of(pod: Object) -> str:
-    """Name of the trainer's container, the first."""
-    return pod["spec"]["containers"][0]["name"]
+    """Name of the trainer's container; a webhook of the cluster may have put others before it."""
+    return _container(pod)["name"]
+
+
+def _container(pod: Object) -> Object:
+    containers = cast(list[Object], pod["spec"]["containers"])
+    ours = [one for one in containers if one["name"] in CONTAINERS]
+    return ours[0] if ours else containers[0]
 
 
 def phase_of(pod: Object) -> str:
@@ -182,7 +189,7 @@ def container_states(pod: Object) -> dict[str, dict[str, dict[str, Any]]]:
 
 def image_of(pod: Object) -> str:
     """The trainer's image with the digest that it was pulled under; "" = the node does not say."""
-    container = pod["spec"]["containers"][0]
+    container = _container(pod)
     image = str(container["image"])
     if "@" in image:
         return image

@@ -21,7 +21,6 @@ from titan_recipes.launch.kubernetes_pods import (
     node_of,
     part,
     phase_of,
-    pod_name,
     reason_of,
     trainer_state,
 )
@@ -229,11 +228,13 @@ def _container_errors(seen: Seen) -> Iterator[str]:
         reason, message = reason_of(pod)
         state = part(trainer_state(pod), "terminated")
         code = state.get("exitCode", 0)
-        if code:
+        if reason:  # Evicted, say: its exit code alone would read like another fault
+            text = f"{reason}: {message}".strip(": ") + (f" (exit {code})" if code else "")
+        elif code:
             text = _terminated(state)
-            ended.append((state.get("finishedAt") or "", f"pod {node_of(pod)}: {text}"))
-        elif reason:  # evicted before it left a word
-            ended.append(("", f"pod {pod_name(pod)}: {reason}: {message}".strip(": ")))
+        else:
+            continue
+        ended.append((state.get("finishedAt") or "", f"pod {node_of(pod)}: {text}"))
     yield from (text for _, text in sorted(ended))
 
 

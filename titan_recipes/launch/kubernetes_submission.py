@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import sys
 import time
 from contextlib import suppress
@@ -45,6 +46,9 @@ KUBERNETES_SCHEDULERS = ("kubernetes", "titan_kubernetes")
 """What a record calls Kubernetes: `launch` and torchx do not say the same."""
 TOKEN = f"{OWN_KEYS}token"
 """Annotation of the objects that one `submit` makes, and no other."""
+UNSEEN_RUNTIME = re.compile(r"must be created before the TrainJob|\bruntime '.*' not found")
+"""What the webhooks of Trainer and Kueue say of a runtime that they have not heard of yet."""
+RUNTIME_SECONDS, AGAIN_SECONDS = 15.0, 0.25
 LATE_SECONDS = (0.0, 0.5, 1.0)
 """Waits for an object whose request went off, but not its answer: the server may be at it yet."""
 
@@ -166,11 +170,18 @@ def submit(layout: RunLayout, job: Job, submission: PodSubmission, number: int) 
         _make_claim(api, own.namespace, claim)
     *before, body = _documents(files[JOB_YAML])
     token, sent = uuid4().hex, list[tuple[ApiResource, Object]]()
+    deadline = time.monotonic() + RUNTIME_SECONDS
 
     def make(resource: ApiResource, thing: Object) -> Object:
         thing["metadata"].setdefault("annotations", {})[TOKEN] = token
         sent.append((resource, thing))
-        return api.create(resource, own.namespace, thing)
+        while True:
+            try:
+                return api.create(resource, own.namespace, thing)
+            except KubernetesError as error:
+                if not UNSEEN_RUNTIME.search(str(error)) or time.monotonic() > deadline:
+                    raise
+            time.sleep(AGAIN_SECONDS)
 
     try:
         for runtime in before:
