@@ -62,11 +62,11 @@ def train(directory: Path, job: Job, *, check: bool = True) -> subprocess.Comple
 
 def train_here(directory: Path, job: Job) -> None:
     """Train a one-rank job in this process, which saves starting one."""
-    from titan_recipes.trainer.__main__ import Progress, run_rank
+    from titan_recipes.trainer.__main__ import join
 
     write_job(directory, job)
     (directory / "logs").mkdir(exist_ok=True)
-    run_rank(RunLayout(directory), job, Progress(), sys.stdout)
+    join(RunLayout(directory), job, sys.stdout).train()
 
 
 def forget_job() -> None:

@@ -29,7 +29,7 @@ SCHEDULES = (
     "ZBVZeroBubble",
     "DualPipeV",
 )
-FAST_SCHEDULES = ("1F1B", "Interleaved1F1B", "ZBVZeroBubble", "DualPipeV")
+FAST_SCHEDULES = ("1F1B", "ZBVZeroBubble", "DualPipeV")
 FAST_FAMILIES = ("gemma2", "gpt_oss")
 """In `make test`, beside llama3 and deepseek_v3: soft caps and two norms, sinks and windows."""
 EXPERT_FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss")
@@ -82,15 +82,13 @@ DENSE: dict[str, Layout] = {
         ranks=2, settings=(f"{P}fsdp_reshard_after_forward='always'",)
     ),
     "FSDP 2, never reshard": Layout(ranks=2, settings=(f"{P}fsdp_reshard_after_forward='never'",)),
-    "FSDP 2, CPU offload": Layout(
-        ranks=2, settings=("training.enable_cpu_offload=true",), fast=True
-    ),
+    "FSDP 2, CPU offload": Layout(ranks=2, settings=("training.enable_cpu_offload=true",)),
     "TP 2": Layout(ranks=2, tp=2, fast=True),
     "TP 2, whole logits": Layout(ranks=2, tp=2, settings=(f"{P}disable_loss_parallel=true",)),
     "CP 2": Layout(ranks=2, cp=2, fast=True),
     "CP 2, in order": Layout(ranks=2, cp=2, settings=(f"{P}context_parallel_load_balancer=''",)),
     "CP 2, ring": Layout(
-        ranks=2, cp=2, settings=(f"{P}context_parallel_rotate_method='alltoall'",), fast=True
+        ranks=2, cp=2, settings=(f"{P}context_parallel_rotate_method='alltoall'",)
     ),
     **{
         f"PP 2, {name}": Layout(

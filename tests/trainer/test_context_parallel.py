@@ -12,6 +12,7 @@ import torch
 from parity import difference, parity_job, train_all
 from training import largest_difference, rows, train_here
 
+from titan_recipes.config.job import Job
 from titan_recipes.trainer.data.loader import Batch
 from titan_recipes.trainer.parallel.block_attention import BlockSum, attend
 from titan_recipes.trainer.parallel.sequence_split import SequenceSplit, take_part
@@ -116,11 +117,16 @@ def test_attention_over_ranks_equals_attention_in_one_piece(tmp_path: Path) -> N
 # --- training -------------------------------------------------------------------------------------
 
 
+def short_job(corpus: Path, *overrides: str, ranks: int = 1, dp: int = 1) -> Job:
+    """8 steps of a parity job; `make parity` has the full length."""
+    return parity_job(corpus, "training.steps=8", *overrides, ranks=ranks, dp=dp)
+
+
 def validating(corpus: Path) -> list[str]:
-    """Validation on the training text, at step 10 and 20."""
+    """Validation on the training text, at step 4 and 8."""
     data = ["validation.dataset='text_validation'", f"validation.dataset_path='{corpus}'"]
     sizes = ["validation.seq_len=64", "validation.local_batch_size=2", "validation.steps=2"]
-    return ["validation.enable=true", "validation.freq=10", *data, *sizes]
+    return ["validation.enable=true", "validation.freq=4", *data, *sizes]
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +135,15 @@ def one_process(
 ) -> Path:
     """plain/ and windows/: what the ranks must train, too."""
     root = tmp_path_factory.mktemp("one-process")
-    plain = parity_job(corpus, *validating(corpus))
+    plain = short_job(corpus, *validating(corpus))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TITAN_RECIPES_CACHE", str(session_cache))
         train_here(root / "plain", plain)
-        train_here(root / "windows", parity_job(corpus, *WINDOWS))
+        train_here(root / "windows", short_job(corpus, *WINDOWS))
     return root
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_process(one_process: Path, tmp_path: Path, corpus: Path) -> None:
     cases = {
         "plain": cp(2, *validating(corpus)),
@@ -144,9 +151,9 @@ def test_two_ranks_train_as_one_process(one_process: Path, tmp_path: Path, corpu
         "plain, compiled": cp(2, "compile.enable=true", "compile.backend='aot_eager'"),
         "windows, full": cp(2, "activation_checkpoint.mode='full'", *WINDOWS),
     }
-    jobs = {name: parity_job(corpus, *overrides, ranks=2) for name, overrides in cases.items()}
+    jobs = {name: short_job(corpus, *overrides, ranks=2) for name, overrides in cases.items()}
     bf16 = ("training.mixed_precision_param='bfloat16'", RING)
-    train_all(tmp_path, {**jobs, "bf16": parity_job(corpus, *cp(2, *bf16), ranks=2)})
+    train_all(tmp_path, {**jobs, "bf16": short_job(corpus, *cp(2, *bf16), ranks=2)})
     for name in cases:
         assert difference(one_process / name.split(",")[0], tmp_path / name) <= 1e-5, name
     assert 0 < difference(one_process / "plain", tmp_path / "bf16") < 0.05
@@ -158,13 +165,14 @@ def test_two_ranks_train_as_one_process(one_process: Path, tmp_path: Path, corpu
     assert largest_difference(*losses) <= 1e-5
 
 
+@pytest.mark.slow
 def test_four_ranks_train_as_one_process(one_process: Path, tmp_path: Path, corpus: Path) -> None:
     cases = {
         "ring": (1, cp(4, RING)),
         "fsdp, in order": (2, cp(2, IN_ORDER)),
     }
     jobs = {
-        name: parity_job(corpus, *overrides, ranks=4, dp=dp)
+        name: short_job(corpus, *overrides, ranks=4, dp=dp)
         for name, (dp, overrides) in cases.items()
     }
     train_all(tmp_path, jobs)
@@ -175,17 +183,17 @@ def test_four_ranks_train_as_one_process(one_process: Path, tmp_path: Path, corp
 def test_checkpoints_go_from_one_process_to_ranks_and_back(
     one_process: Path, tmp_path: Path, corpus: Path
 ) -> None:
-    saved = ("checkpoint.enable=true", "lr_scheduler.total_steps=20")
-    half = (*saved, "training.steps=10")
+    saved = ("checkpoint.enable=true", "lr_scheduler.total_steps=8")
+    half = (*saved, "training.steps=4")
     there, back = tmp_path / "there", tmp_path / "back"
-    train_here(there, parity_job(corpus, *half))
+    train_here(there, short_job(corpus, *half))
     train_all(
         tmp_path,
         {
-            "there": parity_job(corpus, *cp(2, *saved), ranks=2),
-            "back": parity_job(corpus, *cp(2, *half), ranks=2),
+            "there": short_job(corpus, *cp(2, *saved), ranks=2),
+            "back": short_job(corpus, *cp(2, *half), ranks=2),
         },
     )
-    train_here(back, parity_job(corpus, *saved))
+    train_here(back, short_job(corpus, *saved))
     for run in (there, back):
         assert difference(one_process / "plain", run) <= 1e-5

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.hf_models import SIZES, make_peer
 from titan_recipes.errors import CheckpointError, ConfigError
 from titan_recipes.trainer.hf.load import load_into
-from titan_recipes.trainer.hf.weights import INDEX, SINGLE, Weights
+from titan_recipes.trainer.hf.weights import INDEX, SINGLE, ModelWeights
 from titan_recipes.trainer.model.decoder import Decoder
 
 SPECIAL = ("llama3", "mixtral", "deepseek_v3", "gpt_oss")
@@ -180,4 +180,4 @@ def test_bf16_weights_are_read_into_fp32(llama: Path):
     assert load_into(state, SIZES["llama2"], llama) == []
     wanted = tensors["model.layers.3.mlp.down_proj.weight"].float()
     assert torch.equal(state["layers.3.feed_forward.w2.weight"], wanted)
-    assert Weights(llama).dtype("lm_head.weight") == torch.bfloat16
+    assert ModelWeights(llama, SIZES["llama2"]).dtype("output.weight") == torch.bfloat16

@@ -15,7 +15,6 @@ from titan_recipes.config.lora import lora_targets
 from titan_recipes.errors import CheckpointError, ConfigError
 from titan_recipes.trainer.checkpoint.commit import Stored
 from titan_recipes.trainer.checkpoint.weights import StoredWeights
-from titan_recipes.trainer.hf.assets import Beside
 from titan_recipes.trainer.hf.convert import export_checkpoint
 from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.model.init import init_weights
@@ -74,6 +73,7 @@ def test_first_step_is_the_base_models_and_the_loss_falls(
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.3
 
 
+@pytest.mark.slow
 def test_fsdp2_and_context_parallelism_equal_one_process(
     one_process: Path, base: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -113,8 +113,8 @@ def test_checkpoint_holds_adapters_only_and_merges_into_the_base(
     moments = {name for name in known if name.startswith("optimizer.state.")}
     assert all(".lora_" in name for name in moments)
 
-    merged = StoredWeights(job.model, _checkpoint(one_process), job)
-    plain = StoredWeights(job.model, _checkpoint(base, 3))
+    merged = StoredWeights(job, _checkpoint(one_process))
+    plain = StoredWeights(parity_job(corpus), _checkpoint(base, 3))
     changed = {
         name
         for name in merged.names
@@ -132,10 +132,7 @@ def test_export_is_an_ordinary_model_with_the_adapters_added(
     from transformers import AutoModelForCausalLM
 
     job, checkpoint, out = lora_job(corpus, base), _checkpoint(one_process), tmp_path / "hf"
-    beside = Beside({"max_position_embeddings": 2048, "pad_token_id": None}, {}, [], [])
-    stored = Stored(STEPS, checkpoint)
-    options = {"dtype": None, "max_shard_bytes": 10**9, "beside": beside, "job": job}
-    export_checkpoint(job.model, stored, out, **options)
+    export_checkpoint(job, Stored(STEPS, checkpoint), out)
     peer, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert {key: list(found) for key, found in report.items() if found} == {}
 
@@ -166,9 +163,9 @@ def test_checkpoint_of_other_lora_settings_is_refused(
     job = lora_job(corpus, base, "lora.target_modules=['wq']")
     for path in (_checkpoint(base, 3), _checkpoint(one_process)):
         with pytest.raises(CheckpointError, match="not the adapters of this job's"):
-            StoredWeights(job.model, path, job)
+            StoredWeights(job, path)
     with pytest.raises(CheckpointError, match="is not of this model"):
-        StoredWeights(job.model, _checkpoint(one_process))
+        StoredWeights(parity_job(corpus), _checkpoint(one_process))
 
 
 def test_merged_weights_give_equal_logits(corpus: Path, base: Path) -> None:

@@ -96,15 +96,13 @@ def test_checkpoint_of_a_pipeline_goes_on_in_one_process_and_back(
 
 @pytest.mark.slow
 def test_tied_embeddings_at_both_ends_equal_one_process(tmp_path: Path, corpus: Path) -> None:
-    tied = ("model.tie_embeddings=true", "training.steps=8")
+    tied = ("model.tie_embeddings=true", "training.steps=5")
     output_alone = f"{MODULES}[['tok_embeddings', {LAYERS}, 'norm'], ['output']]"
     offloaded = "training.enable_cpu_offload=true"
     halves = "parallelism.tensor_parallel_degree=2"
     layouts = {
         "1F1B, fsdp, output alone": (2, (*pipeline("1F1B"), output_alone)),
-        "1F1B, tp": (1, (*pipeline("1F1B"), halves)),
         "Interleaved1F1B, fsdp": (2, (*pipeline("Interleaved1F1B"), offloaded)),
-        "ZBVZeroBubble, fsdp": (2, pipeline("ZBVZeroBubble")),
         "ZBVZeroBubble, tp": (1, (*pipeline("ZBVZeroBubble"), halves)),
     }
     train_all(tmp_path, {"one": parity_job(corpus, *tied)})

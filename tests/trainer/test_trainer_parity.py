@@ -91,6 +91,7 @@ def test_selective_by_op_and_never_reshard_on_two_ranks_equal_one_process(
     assert largest_difference(*norms) <= 1e-6
 
 
+@pytest.mark.slow
 def test_compiled_blocks_and_loss_equal_eager_and_are_kept_for_the_next_run(
     one_process: Path, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

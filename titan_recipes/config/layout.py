@@ -141,6 +141,15 @@ def replace_file(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power loss, which replacing a file leaves out."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_exit(path: Path, exit: RankExit) -> bool:
     """Write exit.json unless another rank was first; returns whether this one was."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -120,6 +120,7 @@ class NodeMirror:
         self.layout, self.node = layout, node
         self._file = layout.mirror / f"node-{node}.json"
         self._saved = _read(self._file)
+        self._image = ""
         for name, size in self._saved.sizes.items():
             path = layout.logs / name
             if path.exists() and path.stat().st_size > size:
@@ -163,9 +164,11 @@ class NodeMirror:
 
     def see_image(self, image: str) -> None:
         """Write down the image that node 0 runs, by its digest; "" = unknown."""
+        if image == self._image or self.node:
+            return
+        self._image = image
         record = read_record(self.layout)
-        known = (record.image, by_digest(record.image))
-        if image and self.node == 0 and image not in known:
+        if image not in (record.image, by_digest(record.image)):
             write_record(self.layout, replace(record, image=image))
 
     def fail(self, uid: str) -> int:

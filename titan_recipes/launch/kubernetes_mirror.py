@@ -190,8 +190,6 @@ class _Follower(threading.Thread):
         """
         position = mirror.position(_uid(pod))
         reading = Reading(position)
-        mirror.add([], where)
-        mirror.see_image(image_of(pod))
         since, container = position.moment, container_of(pod)
         self._is_reading = True
         try:
@@ -200,6 +198,7 @@ class _Follower(threading.Thread):
             )
             for lines in self._stream.lines():
                 mirror.add([*reading.fresh(lines)], where)
+                mirror.see_image(image_of(pod))
                 if self._stop_event.is_set():
                     return
         finally:

@@ -15,12 +15,15 @@ import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.layout import RankExit, RunLayout, write_exit
 from titan_recipes.errors import EXIT_DONE, EXIT_USER, TitanRecipesError
 from titan_recipes.trainer.compiled import keep_compiled
+
+if TYPE_CHECKING:
+    from titan_recipes.trainer.train import Trainer
 
 EXIT_RETRY = 1
 PEER_GRACE_SECONDS = 5.0
@@ -51,29 +54,21 @@ def main() -> int:
     die_with_parent()
     layout, rank = RunLayout(arguments.job.resolve().parent), int(os.environ.get("RANK", "0"))
     console = redirect_output(layout, rank)
-    progress = Progress()
+    trainer: Trainer | None = None
     try:
         job = read_job(arguments.job)
         if arguments.retry:
             job = replace(job, checkpoint=replace(job.checkpoint, load_step=-1))
-        run_rank(layout, job, progress, console)
+        trainer = join(layout, job, console)
+        trainer.train()
+        leave()
     except KeyboardInterrupt:
         return 130
     except BaseException as error:
-        record_failure(layout, arguments.attempt, rank, error, progress.step())
+        step = trainer.step if trainer is not None else 0
+        record_failure(layout, arguments.attempt, rank, error, step or -1)
         return error.exit_code if isinstance(error, TitanRecipesError) else EXIT_RETRY
     return EXIT_DONE
-
-
-class Progress:
-    """Tells the failure record how far training came, if it began."""
-
-    def __init__(self) -> None:
-        self.trainer: object | None = None
-
-    def step(self) -> int:
-        """The step under way; -1 before training."""
-        return getattr(self.trainer, "step", 0) or -1
 
 
 def die_with_parent() -> None:
@@ -99,13 +94,14 @@ def redirect_output(layout: RunLayout, rank: int) -> TextIO:
     return console
 
 
-def run_rank(layout: RunLayout, job: Job, progress: Progress, console: TextIO) -> None:
-    """Train as the job says; torch is imported here, after the output has a place to go."""
+def join(layout: RunLayout, job: Job, console: TextIO) -> "Trainer":
+    """This rank among the job's others, ready to train.
+
+    torch is imported here, after the output has a place to go.
+    """
     if job.debug.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     keep_compiled(job)
-
-    import torch.distributed as dist
 
     from titan_recipes.trainer.data.prepare import ensure_prepared
     from titan_recipes.trainer.metrics import RankEvents
@@ -117,9 +113,13 @@ def run_rank(layout: RunLayout, job: Job, progress: Progress, console: TextIO) -
     with contextlib.redirect_stderr(console):
         prepared = ensure_prepared(job)
     world = join_world(job, layout.root)
-    trainer = Trainer(job, layout, world, RankEvents(layout, world.rank), prepared)
-    progress.trainer = trainer
-    trainer.train()
+    return Trainer(job, layout, world, RankEvents(layout, world.rank), prepared)
+
+
+def leave() -> None:
+    """Leave the other ranks, if there are any."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()
 

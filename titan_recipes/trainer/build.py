@@ -16,9 +16,10 @@ from titan_recipes.trainer.loss import build_loss
 from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.model.init import init_weights
 from titan_recipes.trainer.model.lora import add_adapters
-from titan_recipes.trainer.parallel.apply import DTYPES, parallelize
+from titan_recipes.trainer.parallel.apply import parallelize
 from titan_recipes.trainer.parallel.expert_parallel import moe_layers
 from titan_recipes.trainer.parallel.mesh import World
+from titan_recipes.trainer.parallel.precision import DTYPES
 from titan_recipes.trainer.parallel.sequence_split import sequence_split, take_positions
 from titan_recipes.trainer.quantize import convert
 

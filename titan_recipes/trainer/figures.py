@@ -82,19 +82,8 @@ class StepFigures:
         if finite:
             self._timer.add_tokens(self._tokens_per_step)
         if log or not finite:
-            self._log(step, lr=lr, **figures)
+            loss, grad_norm = figures.pop("loss"), figures.pop("grad_norm")
+            row = {"loss": loss, "grad_norm": grad_norm, "lr": lr, **self._timer.read()._asdict()}
+            self._metrics.log(step, **row, memory_gib=memory_gib(self._device), **figures)
+            self._events.write("step", step=step, loss=loss, grad_norm=grad_norm)
         self._finite_check.note(step, finite=finite, **local)
-
-    def _log(self, step: int, *, loss: float, grad_norm: float, lr: float, **more: float) -> None:
-        throughput = self._timer.read()
-        self._metrics.log(
-            step,
-            loss=loss,
-            grad_norm=grad_norm,
-            lr=lr,
-            tokens_per_second=throughput.tokens_per_second,
-            mfu=throughput.mfu,
-            memory_gib=memory_gib(self._device),
-            **more,
-        )
-        self._events.write("step", step=step, loss=loss, grad_norm=grad_norm)

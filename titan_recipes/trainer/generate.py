@@ -26,7 +26,7 @@ from titan_recipes.trainer.data.chat import ChatFormat, Message
 from titan_recipes.trainer.data.tokenizer import Tokenizer, load_job_tokenizer
 from titan_recipes.trainer.model.cache import CachedDecoder
 from titan_recipes.trainer.model.decoder import Decoder
-from titan_recipes.trainer.parallel.apply import DTYPES
+from titan_recipes.trainer.parallel.precision import DTYPES
 from titan_recipes.trainer.verb import tell
 
 
@@ -186,7 +186,7 @@ def load_model(job: Job, checkpoint: Path, device: torch.device, *, seq_len: int
     model.to_empty(device=device)
     model.tie()
     model.init_buffers()
-    weights = StoredWeights(job.model, checkpoint, job)
+    weights = StoredWeights(job, checkpoint)
     target = model.state_dict()
     for name in weights.names:
         # One at a time: a large model is in memory once.

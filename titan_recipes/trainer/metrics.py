@@ -14,9 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -64,31 +63,12 @@ class MetricsLog:
             truncate_rows(self.layout.metrics, step)
             truncate_rows(self.layout.validation, step)
 
-    def log(
-        self,
-        step: int,
-        *,
-        loss: float | None,
-        grad_norm: float | None,
-        lr: float | None,
-        tokens_per_second: float | None,
-        mfu: float | None,
-        memory_gib: float | None,
-        **more: float | None,
-    ) -> None:
-        """One training step. tokens_per_second is per device, mfu a fraction of 1.
+    def log(self, step: int, **values: float | None) -> None:
+        """One training step, column by column: loss, grad_norm, lr, tokens_per_second (per device),
+        mfu (a fraction of 1), memory_gib, and what else there is.
 
-        The row's `time` is in seconds since 1970; `more` are further columns.
+        The row's `time` is in seconds since 1970.
         """
-        values = {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "lr": lr,
-            "tokens_per_second": tokens_per_second,
-            "mfu": mfu,
-            "memory_gib": memory_gib,
-            **more,
-        }
         self._record(self.layout.metrics, "train", step, values)
         if self.rank == 0:
             _print(self._line(step, values))
@@ -183,8 +163,7 @@ class RankEvents:
         append_line(self.path, json.dumps(row, default=str))
 
 
-@dataclass(frozen=True, slots=True)
-class Throughput:
+class Throughput(NamedTuple):
     """What a stretch of training steps reached."""
 
     tokens_per_second: float | None

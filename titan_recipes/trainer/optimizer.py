@@ -97,13 +97,9 @@ def global_grad_norm(
     device: torch.device,
     pp_group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The 2-norm over every gradient of every rank, and that over this rank's own shards.
+    """The norms of `SquaredNorm.root` over these gradients; give a tied weight of two stages once.
 
-    Both are float32 scalars on `device`; nothing here waits for it. A rank's own norm tells where a
-    fault is.
-
-    Sharded gradients count once over the mesh axes that shard them; pipeline stages hold different
-    parameters, so pp_group adds theirs: give a tied weight of two stages once.
+    Nothing here waits for the device.
     """
     squares = SquaredNorm()
     for parameter in parameters:

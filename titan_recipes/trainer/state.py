@@ -10,10 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from titan_recipes.trainer.optim.groups import trained_parameters
 from titan_recipes.trainer.parallel.tied import stored_name
@@ -67,9 +64,7 @@ def optimizer_state(
 
 
 def load_optimizer_state(
-    parts: Sequence[nn.Module],
-    optimizers: Sequence[torch.optim.Optimizer],
-    state: dict[str, Any],
+    parts: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]
 ) -> None:
     """Give a state of `optimizer_state` that was loaded in place to the optimizers.
 

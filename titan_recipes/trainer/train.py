@@ -37,11 +37,7 @@ from titan_recipes.trainer.figures import StepFigures
 from titan_recipes.trainer.hf.convert import export_last
 from titan_recipes.trainer.loss import IGNORED
 from titan_recipes.trainer.metrics import MetricsLog, RankEvents, StepTimer, device_peak
-from titan_recipes.trainer.numerics import (
-    FiniteCheck,
-    attention_kernels,
-    set_determinism,
-)
+from titan_recipes.trainer.numerics import FiniteCheck, attention_kernels, set_determinism
 from titan_recipes.trainer.optim.in_backward import StepInBackward
 from titan_recipes.trainer.optimizer import (
     build_optimizer,
@@ -113,10 +109,7 @@ class Trainer:
         )
         self.checkpointer = (
             Checkpointer(
-                job.checkpoint,
-                layout.root / job.checkpoint.folder,
-                log=self.say,
-                sizes=job.model,
+                job.checkpoint, layout.root / job.checkpoint.folder, log=self.say, sizes=job.model
             )
             if job.checkpoint.enable
             else None

@@ -69,10 +69,16 @@ def test_batches_unshuffled_are_the_shards_from_the_start(job: Job) -> None:
     assert tokens.tolist() == shards.read(0, 10 * SEQ_LEN).tolist()
 
 
+def _stored_rows(shards: TokenShards) -> list[tuple[int, ...]]:
+    """The inputs of every sample, in stored order."""
+    starts = [shards.sample_start(i, SEQ_LEN) for i in range(shards.num_samples(SEQ_LEN))]
+    return [tuple(shards.read(start, start + SEQ_LEN).tolist()) for start in starts]
+
+
 def test_batches_of_one_epoch_hold_every_sample_once(job: Job) -> None:
     shards = TokenShards(ensure_prepared(job).training[0])
     num_samples = shards.num_samples(SEQ_LEN)
-    stored = Counter(tuple(shards.sample(i, SEQ_LEN)[:-1].tolist()) for i in range(num_samples))
+    stored = Counter(_stored_rows(shards))
     data = open_training_data(job, dp_rank=0, dp_degree=1)
     drawn = [row for _ in range(num_samples // 2) for row in data.next_batch().tokens_BS.tolist()]
     assert num_samples % 2 == 0 or stored.total() == len(drawn) + 1
@@ -165,12 +171,7 @@ def test_batches_of_a_mixture_meet_the_weights(job: Job, make_job, tmp_path: Pat
     data = Data(sources=sources, cache_dir=str(tmp_path / "cache"), num_proc=1)
     job = replace(job, data=data)
     first, second = (TokenShards(path) for path in ensure_prepared(job).training)
-    rows_of_first = {
-        tuple(first.sample(i, SEQ_LEN)[:-1].tolist()) for i in range(first.num_samples(SEQ_LEN))
-    }
-    rows_of_second = {
-        tuple(second.sample(i, SEQ_LEN)[:-1].tolist()) for i in range(second.num_samples(SEQ_LEN))
-    }
+    rows_of_first, rows_of_second = {*_stored_rows(first)}, {*_stored_rows(second)}
     assert not rows_of_first & rows_of_second
     opened = open_training_data(job, dp_rank=0, dp_degree=1)
     drawn = [tuple(row) for _ in range(200) for row in opened.next_batch().tokens_BS.tolist()]

@@ -138,22 +138,15 @@ def _export(options: argparse.Namespace) -> int:
 
     from titan_recipes.config.job import decode
     from titan_recipes.trainer.checkpoint.weights import job_of
-    from titan_recipes.trainer.hf.assets import find_beside
     from titan_recipes.trainer.hf.convert import export_checkpoint, newest_checkpoint
 
     stored = newest_checkpoint(options.directory)
     job = decode(options.job) if options.job else job_of(stored)
-    beside = find_beside(job)
-    size = export_checkpoint(
-        job.model,
-        stored,
-        options.output,
-        dtype=getattr(torch, options.dtype) if options.dtype else None,
-        max_shard_bytes=options.max_shard_size,
-        beside=beside,
-        job=job,
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    size, notes = export_checkpoint(
+        job, stored, options.output, dtype=dtype, max_shard_bytes=options.max_shard_size
     )
-    for note in beside.notes:
+    for note in notes:
         print(note)
     print(f"exported {stored.path} (step {stored.step}, {size / 1e9:,.2f} GB) to {options.output}")
     return EXIT_DONE

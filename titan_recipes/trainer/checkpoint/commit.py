@@ -21,9 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from titan_recipes.config.layout import replace_file
+from titan_recipes.config.layout import replace_file, sync_directory
 from titan_recipes.errors import CheckpointError
-from titan_recipes.trainer.durable import sync_directory
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -18,7 +18,6 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from titan_recipes.config.home import expanded
 from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.lora import uses_lora
-from titan_recipes.config.schema import Model
 from titan_recipes.errors import CheckpointError, ConfigError, Problem
 from titan_recipes.trainer.checkpoint import commit
 from titan_recipes.trainer.hf.key_map import our_shapes
@@ -72,15 +71,15 @@ class _Committed:
 class StoredWeights:
     """The model's weights by name, of one type each."""
 
-    def __init__(self, sizes: Model, path: Path, job: Job | None = None) -> None:
-        """path: a verified checkpoint. job: whose it is, which a LoRA run's is not read without.
+    def __init__(self, job: Job, path: Path) -> None:
+        """path: a verified checkpoint of the job's.
 
         Raises CheckpointError where it, or the base model of its adapters, is of another model.
         """
-        self._job = job if job is not None and uses_lora(job) else None
+        self._job = job if uses_lora(job) else None
         self._own = _Committed(path)
         self._base = self._own if self._job is None else _open_base(self._job)
-        wanted = {name: tuple(shape) for name, shape in our_shapes(sizes).items()}
+        wanted = {name: tuple(shape) for name, shape in our_shapes(job.model).items()}
         _check(self._base.shapes, wanted, str(path) if self._job is None else "the base model")
         self.names = tuple(wanted)
         if self._job is not None:

@@ -6,7 +6,7 @@ grows by dp_degree * L. So the samples of a global batch are the same at any num
 """
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,21 +38,15 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; from pinned memory it travels while the caller goes on."""
-        documents_BS = self.documents_BS
-        if documents_BS is not None:
-            documents_BS = documents_BS.to(device, non_blocking=True)
-        return Batch(
-            self.tokens_BS.to(device, non_blocking=True),
-            self.labels_BS.to(device, non_blocking=True),
-            documents_BS,
-        )
+        return self._map(lambda x: x.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
         """The batch in page-locked memory."""
-        documents_BS = self.documents_BS
-        if documents_BS is not None:
-            documents_BS = documents_BS.pin_memory()
-        return Batch(self.tokens_BS.pin_memory(), self.labels_BS.pin_memory(), documents_BS)
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        documents_BS = None if self.documents_BS is None else change(self.documents_BS)
+        return Batch(change(self.tokens_BS), change(self.labels_BS), documents_BS)
 
 
 class TrainingData(Protocol):
@@ -130,30 +124,26 @@ def _batches(
         yield Batch(*fields)
 
 
+@dataclass(kw_only=True)
 class ShardedData:
     """Training data out of token shards: exact and O(1) to resume at any number of ranks."""
 
-    def __init__(
-        self,
-        windows: _Windows,
-        *,
-        dp_rank: int,
-        dp_degree: int,
-        local_batch_size: int,
-        options: DataLoaderOptions,
-        identity: dict[str, Any],
-    ) -> None:
-        self._windows = windows
-        self._offset = dp_rank * local_batch_size
-        self._stride = dp_degree * local_batch_size
-        self._options = options
-        self._identity = identity
+    windows: _Windows
+    dp_rank: int
+    dp_degree: int
+    options: DataLoaderOptions
+    identity: dict[str, Any]
+    """What a state must have been saved with."""
+
+    def __post_init__(self) -> None:
+        self._offset = self.dp_rank * self.windows.batch_size
+        self._stride = self.dp_degree * self.windows.batch_size
         self._move(0)
 
     def _move(self, position: int) -> None:
         self._position = position
         starts = itertools.count(position + self._offset, self._stride)
-        self._iterator = _batches(self._windows, starts, self._options)
+        self._iterator = _batches(self.windows, starts, self.options)
 
     def next_batch(self) -> Batch:
         batch = next(self._iterator)
@@ -161,10 +151,10 @@ class ShardedData:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self._position, **self._identity}
+        return {"position": self._position, **self.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        refuse_other_data(self._identity, state)
+        refuse_other_data(self.identity, state)
         self._move(state["position"])
 
     def close(self) -> None:
@@ -207,18 +197,17 @@ def open_training_data(
     counts = [source.num_samples(seq_len) for source in sources]
     weights = [source.weight for source in asked]
     order = SampleOrder(counts, weights, seed=seed, shuffle=job.data.shuffle)
-    batch_size = job.training.local_batch_size
+    windows = _Windows(
+        sources=sources,
+        order=order,
+        seq_len=seq_len,
+        batch_size=job.training.local_batch_size,
+        document_mask=job.data.document_mask,
+    )
     return ShardedData(
-        _Windows(
-            sources=sources,
-            order=order,
-            seq_len=seq_len,
-            batch_size=batch_size,
-            document_mask=job.data.document_mask,
-        ),
+        windows=windows,
         dp_rank=dp_rank,
         dp_degree=dp_degree,
-        local_batch_size=batch_size,
         options=job.training.dataloader,
         identity={
             "seq_len": seq_len,

@@ -29,9 +29,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from titan_recipes.config.layout import replace_file
+from titan_recipes.config.layout import replace_file, sync_directory
 from titan_recipes.errors import DataError
-from titan_recipes.trainer.durable import sync_directory
 
 FORMAT_VERSION = 1
 BLOCK_BYTES = 256 * 1024
@@ -273,11 +272,6 @@ class TokenShards:
     def sample_start(self, index: int, seq_len: int) -> int:
         """The first token of a sample."""
         return index * (self.window or seq_len)
-
-    def sample(self, index: int, seq_len: int) -> np.ndarray:
-        """The tokens of a sample as int64 [seq_len + 1]. Raises DataError."""
-        start = self.sample_start(index, seq_len)
-        return self.read(start, start + seq_len + 1)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) as a new int64 array. Raises DataError."""

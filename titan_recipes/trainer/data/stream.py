@@ -88,11 +88,7 @@ class StreamedData:
             "pending": self._pending,
             "rows": self._loaded_rows or self.rows.state_dict(),
         }
-        return {
-            "dp_degree": self.dp_degree,
-            **self._identity,
-            self._rank_key: json.dumps(position),
-        }
+        return {"dp_degree": self.dp_degree, **self._identity, self._rank_key: json.dumps(position)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         saved_degree = state.get("dp_degree")

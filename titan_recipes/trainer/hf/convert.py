@@ -28,7 +28,7 @@ from titan_recipes.trainer.checkpoint import commit
 from titan_recipes.trainer.checkpoint.commit import Stored
 from titan_recipes.trainer.checkpoint.weights import PART, StoredWeights, one_process
 from titan_recipes.trainer.checkpoint.writer import CommittingWriter
-from titan_recipes.trainer.hf.assets import GENERATION_CONFIG, Beside, find_beside
+from titan_recipes.trainer.hf.assets import GENERATION_CONFIG, find_beside
 from titan_recipes.trainer.hf.config import CONFIG, config_of
 from titan_recipes.trainer.hf.key_map import KeyMap, Part, key_map, our_shapes
 from titan_recipes.trainer.hf.weights import INDEX, SINGLE, ModelWeights
@@ -131,38 +131,29 @@ def export_last(job: Job, layout: RunLayout, step: int) -> str:
     output = path.with_name(f"{path.name}-hf")
     if output.exists() or not path.exists() or not (config.enable and config.last_save_model_only):
         return f"no export to {output.name}: it is there, or the last checkpoint is not"
-    beside = find_beside(job)
-    export_checkpoint(
-        job.model,
-        Stored(step, path),
-        output,
-        dtype=None,
-        max_shard_bytes=MAX_SHARD_BYTES,
-        beside=beside,
-        job=job,
-    )
-    return "; ".join([f"exported the last checkpoint to {output}", *beside.notes])
+    _, notes = export_checkpoint(job, Stored(step, path), output)
+    return "; ".join([f"exported the last checkpoint to {output}", *notes])
 
 
 def export_checkpoint(
-    sizes: Model,
+    job: Job,
     stored: Stored,
     output: Path,
     *,
-    dtype: torch.dtype | None,
-    max_shard_bytes: int,
-    beside: Beside,
-    job: Job | None = None,
-) -> int:
-    """Write a verified checkpoint of ours as folder `output`; returns the bytes of its weights.
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> tuple[int, list[str]]:
+    """Write a verified checkpoint of a job of ours as folder `output`, with what belongs beside it.
 
+    A LoRA job's adapters are added to its base model. Returns the bytes of the weights, and lines
+    on what is missing beside them.
     dtype: of every weight; None = as they are in the checkpoint (a selection bias stays float32).
-    job: the checkpoint's; a LoRA job's adapters are added to its base model.
     Raises ConfigError where `output` is there already or the family can't say what the model is,
     CheckpointError where the checkpoint is of another model.
     """
+    sizes, beside = job.model, find_beside(job)
     config = beside.config | config_of(sizes)
-    weights = StoredWeights(sizes, stored.path, job)
+    weights = StoredWeights(job, stored.path)
     shapes = our_shapes(sizes)
     there = {name: weights.dtype(name) for name in shapes}
     keys = key_map(sizes)
@@ -197,7 +188,7 @@ def export_checkpoint(
         _write_json(folder / GENERATION_CONFIG, beside.generation)
         for file in beside.files:
             shutil.copyfile(file, folder / file.name)
-    return total
+    return total, beside.notes
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

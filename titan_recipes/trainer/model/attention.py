@@ -117,7 +117,7 @@ class MultiHeadLatentAttention(nn.Module):
         k_BSNH = torch.cat([k_plain, k_rotated_BSNR], dim=-1)
 
         q_BNSH, k_BNSH, v_BNSV = (x.transpose(1, 2) for x in (q_BSNH, k_BSNH, v_BSNV))
-        out_BNSV = self.core(q_BNSH, k_BNSH, v_BNSV, mask)
+        out_BNSV = self.core(q_BNSH, k_BNSH, v_BNSV, mask, None)
         return self.wo(out_BNSV.transpose(1, 2).flatten(-2))
 
 

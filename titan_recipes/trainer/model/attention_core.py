@@ -42,12 +42,7 @@ class AttentionCore(nn.Module):
         return visible_keys(tokens, tokens, self.window, documents_BS, device)
 
     def forward(
-        self,
-        q_BNSH: Tensor,
-        k_BKSH: Tensor,
-        v_BKSV: Tensor,
-        mask: Any = None,
-        sinks_N: Tensor | None = None,
+        self, q_BNSH: Tensor, k_BKSH: Tensor, v_BKSV: Tensor, mask: Any, sinks_N: Tensor | None
     ) -> Tensor:
         """out_BNSV. mask: of `self.mask`, for as many queries."""
         assert self.has_sinks == (sinks_N is not None)

@@ -41,8 +41,8 @@ class CachedCore(nn.Module):
         q_BNSH: Tensor,
         k_BKSH: Tensor,
         v_BKSV: Tensor,
-        mask: Tensor | None = None,
-        sinks_N: Tensor | None = None,
+        mask: Tensor | None,
+        sinks_N: Tensor | None,
     ) -> Tensor:
         """out_BNSV of the new tokens, which see all before them."""
         new = q_BNSH.shape[2]

@@ -51,16 +51,11 @@ class FlexCore(AttentionCore):
         return blocks(rule, batch, seq_len, device)
 
     def forward(
-        self,
-        q_BNSH: Tensor,
-        k_BKSH: Tensor,
-        v_BKSV: Tensor,
-        mask: Any = None,
-        sinks_N: Tensor | None = None,
+        self, q_BNSH: Tensor, k_BKSH: Tensor, v_BKSV: Tensor, mask: Any, sinks_N: Tensor | None
     ) -> Tensor:
         """out_BNSV. mask: of `self.mask`."""
         if mask is None:
-            return super().forward(q_BNSH, k_BKSH, v_BKSV)
+            return super().forward(q_BNSH, k_BKSH, v_BKSV, None, None)
         # A compiled block compiles it, too; compiled code for the CPU has no log-sum-exp.
         as_it_is = torch.compiler.is_compiling() or not q_BNSH.is_cuda
         attend: Any = flex_attention if as_it_is else compiled(flex_attention)

@@ -40,12 +40,7 @@ class VarlenCore(AttentionCore):
         return PackedDocuments(document_borders(documents_BS))
 
     def forward(
-        self,
-        q_BNSH: Tensor,
-        k_BKSH: Tensor,
-        v_BKSV: Tensor,
-        mask: Any = None,
-        sinks_N: Tensor | None = None,
+        self, q_BNSH: Tensor, k_BKSH: Tensor, v_BKSV: Tensor, mask: Any, sinks_N: Tensor | None
     ) -> Tensor:
         """out_BNSV. mask: of `self.mask`."""
         if not isinstance(mask, PackedDocuments):

@@ -10,11 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from titan_recipes.trainer.optim.norm import SquaredNorm
-from titan_recipes.trainer.optim.one_parameter import step_one
+from titan_recipes.trainer.optim.shards import step_one
 
 
 class StepInBackward:
@@ -41,8 +40,8 @@ class StepInBackward:
         step_one(optimizer, group, parameter)
         parameter.grad = None
 
-    def take_norm(self, pp_group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+    def take_norm(self) -> tuple[Tensor, Tensor]:
         """The step's gradient norm, as `global_grad_norm`; the next backward begins anew."""
         squares, self._squares = self._squares, SquaredNorm()
         self._updated.clear()
-        return squares.root(self._device, pp_group)
+        return squares.root(self._device)

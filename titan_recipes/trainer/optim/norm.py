@@ -42,8 +42,9 @@ class SquaredNorm:
     ) -> tuple[Tensor, Tensor]:
         """(norm over all ranks, norm over this rank's shards), float32 scalars on `device`.
 
-        Squares of sharded gradients are all-reduced over the mesh axes that shard them, replicated
-        ones counted once; pipeline stages hold different parameters, so pp_group adds theirs.
+        The second tells where a fault is. Squares of sharded gradients are all-reduced over the
+        mesh axes that shard them, replicated ones counted once; pipeline stages hold different
+        parameters, so pp_group adds theirs.
         """
         total = torch.zeros((), dtype=torch.float64, device=device)
         own = total.clone()

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from titan_recipes.trainer.optim.one_parameter import step_one
-from titan_recipes.trainer.optim.shards import laid_out_like, local
+from titan_recipes.trainer.optim.shards import laid_out_like, local, step_one
 
 
 class OffloadedAdam(torch.optim.Optimizer):

@@ -1,9 +1,10 @@
-"""This rank's shards of parameters, and tensors laid out like them."""
+"""This rank's shards of parameters, tensors laid out like them, and the update of one of them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
@@ -31,3 +32,15 @@ def laid_out_like(parameter: Tensor, shard: Tensor, shape: Sequence[int]) -> Ten
     tensor_meta = TensorMeta(meta.shape, meta.stride(), meta.dtype)
     spec = DTensorSpec(parameter.device_mesh, parameter.placements, tensor_meta=tensor_meta)
     return DTensor(shard, spec, requires_grad=False)  # pyright: ignore
+
+
+def step_one(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter
+) -> None:
+    """Update one parameter, with the settings of a group that may be another optimizer's."""
+    groups = optimizer.param_groups
+    optimizer.param_groups = [{**optimizer.defaults, **group, "params": [parameter]}]
+    try:
+        optimizer.step()
+    finally:
+        optimizer.param_groups = groups

@@ -15,10 +15,8 @@ from titan_recipes.trainer.parallel.expert_parallel import (
 )
 from titan_recipes.trainer.parallel.fsdp import apply_fsdp
 from titan_recipes.trainer.parallel.mesh import World
-from titan_recipes.trainer.parallel.precision import compute_in
+from titan_recipes.trainer.parallel.precision import DTYPES, compute_in
 from titan_recipes.trainer.parallel.tensor_parallel import apply_tensor_parallel
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def parallelize(model: Decoder, job: Job, world: World) -> None:
@@ -31,12 +29,8 @@ def parallelize(model: Decoder, job: Job, world: World) -> None:
         compute_in(model, DTYPES[job.training.mixed_precision_param])
     apply_context_parallel(model, job, world)
     if world.tp_mesh is not None:
-        apply_tensor_parallel(
-            model,
-            world.tp_mesh,
-            enable_loss_parallel=not job.parallelism.disable_loss_parallel,
-            enable_async=job.parallelism.enable_async_tensor_parallel,
-        )
+        enable_async = job.parallelism.enable_async_tensor_parallel
+        apply_tensor_parallel(model, world.tp_mesh, enable_async=enable_async)
     if world.ep_mesh is not None:
         apply_expert_parallel(model, world.ep_mesh)
     sequence_meshes = [mesh for mesh in (world.cp_mesh, world.tp_mesh) if mesh is not None]
@@ -53,17 +47,4 @@ def parallelize(model: Decoder, job: Job, world: World) -> None:
             block.compile(backend=job.compile.backend, fullgraph=fullgraph)
     if job.activation_checkpoint.enable_offload:
         offload_activations(model)
-    if world.fsdp_mesh is not None:
-        reshard = job.parallelism.fsdp_reshard_after_forward
-        if reshard == "default" and job.derived.pp > 1:
-            # A pipeline would gather each block again for every microbatch.
-            reshard = "never"
-        apply_fsdp(
-            model,
-            world.fsdp_mesh,
-            expert_mesh=world.expert_fsdp_mesh,
-            param_dtype=DTYPES[job.training.mixed_precision_param],
-            reduce_dtype=DTYPES[job.training.mixed_precision_reduce],
-            reshard_after_forward=reshard,
-            offload=job.training.enable_cpu_offload,
-        )
+    apply_fsdp(model, job, world)

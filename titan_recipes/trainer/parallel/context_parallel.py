@@ -76,8 +76,8 @@ class ContextParallelCore(nn.Module):
         q_BNSH: Tensor,
         k_BKSH: Tensor,
         v_BKSV: Tensor,
-        masks: list[Tensor] | None = None,
-        sinks_N: Tensor | None = None,
+        masks: list[Tensor] | None,
+        sinks_N: Tensor | None,
     ) -> Tensor:
         """out_BNSV. masks: of `self.mask`."""
         if masks is None:

@@ -9,44 +9,43 @@ that its gradient does not depend on how many ranks or passes the batch was spli
 
 from typing import Any
 
-import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from titan_recipes.config.job import Job
 from titan_recipes.trainer.model.decoder import Decoder
 from titan_recipes.trainer.model.moe import Moe
 from titan_recipes.trainer.parallel.expert_parallel import moe_layers
+from titan_recipes.trainer.parallel.mesh import World
+from titan_recipes.trainer.parallel.precision import DTYPES
 
 
-def apply_fsdp(
-    model: Decoder,
-    mesh: DeviceMesh,
-    *,
-    expert_mesh: DeviceMesh | None,
-    param_dtype: torch.dtype,
-    reduce_dtype: torch.dtype,
-    reshard_after_forward: str,
-    offload: bool,
-) -> None:
+def apply_fsdp(model: Decoder, job: Job, world: World) -> None:
     """Shard a model in place, one group of collectives per block.
 
-    expert_mesh: what experts are sharded over, where it is not `mesh`.
-    reshard_after_forward: "always" and "default" free gathered parameters after forward and gather
-    them again for backward; "never" keeps them, which saves half the gathers for their memory. The
-    last group, needed first in backward, is kept unless "always".
-    offload: keep the shards, their gradients and the optimizer's state in host memory.
+    fsdp_reshard_after_forward: "always" and "default" free gathered parameters after forward and
+    gather them again for backward; "never" keeps them, which saves half the gathers for their
+    memory, as does "default" in a pipeline, which else would gather for every microbatch. The last
+    group, needed first in backward, is kept unless "always".
     """
+    mesh = world.fsdp_mesh
+    if mesh is None:
+        return
+    expert_mesh = world.expert_fsdp_mesh or mesh
     # Inputs keep their types: the rotary table stays float32, hidden states are param_dtype anyway.
     policy = MixedPrecisionPolicy(
-        param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+        param_dtype=DTYPES[job.training.mixed_precision_param],
+        reduce_dtype=DTYPES[job.training.mixed_precision_reduce],
+        cast_forward_inputs=False,
     )
     options: dict[str, Any] = {"mp_policy": policy}
-    if offload:
+    if job.training.enable_cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
-    reshard = reshard_after_forward != "never"
+    when = job.parallelism.fsdp_reshard_after_forward
+    reshard = when == "always" or (when == "default" and job.derived.pp == 1)
     for moe in moe_layers(model):
-        shard_experts(moe, expert_mesh or mesh, reshard_after_forward=reshard, **options)
+        shard_experts(moe, expert_mesh, reshard_after_forward=reshard, **options)
     options["mesh"] = mesh
     for block in model.layers.values():
         fully_shard(block, reshard_after_forward=reshard, **options)
@@ -55,8 +54,7 @@ def apply_fsdp(
         if model.tok_embeddings is not None:
             fully_shard(model.tok_embeddings, reshard_after_forward=reshard, **options)
         if ends := [end for end in (model.norm, model.output) if end is not None]:
-            last = reshard_after_forward == "always"
-            fully_shard(ends, reshard_after_forward=last, **options)
+            fully_shard(ends, reshard_after_forward=when == "always", **options)
     fully_shard(model, reshard_after_forward=reshard, **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -35,8 +35,8 @@ from titan_recipes.config.stages import (
 )
 from titan_recipes.trainer.data.loader import Batch
 from titan_recipes.trainer.model.decoder import Decoder
-from titan_recipes.trainer.parallel.apply import DTYPES
 from titan_recipes.trainer.parallel.mesh import World
+from titan_recipes.trainer.parallel.precision import DTYPES
 from titan_recipes.trainer.parallel.schedule_csv import read_schedule_csv
 from titan_recipes.trainer.parallel.tied import TiedWeight
 

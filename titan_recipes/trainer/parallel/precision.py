@@ -11,6 +11,8 @@ import functools
 import torch
 from torch import Tensor, nn
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     """Have a model's modules read their parameters in a type, in place; its parameters stay."""

@@ -62,13 +62,11 @@ ADDED_ONCE = frozenset({"wo.bias"})
 """Added to partial sums: on one rank only."""
 
 
-def apply_tensor_parallel(
-    model: Decoder, tp_mesh: DeviceMesh, *, enable_loss_parallel: bool, enable_async: bool
-) -> None:
+def apply_tensor_parallel(model: Decoder, tp_mesh: DeviceMesh, *, enable_async: bool) -> None:
     """Split a model over tp_mesh, in place.
 
-    Blocks then take and return h_BSD of a rank's part of the sequence, S / tp. The model returns
-    logits_BSV of the whole sequence: with loss parallel a rank's part of the vocabulary, V / tp.
+    Blocks then take and return h_BSD of a rank's part of the sequence, S / tp. The output has a
+    rank's part of the vocabulary, V / tp: of logits_BSV of the whole sequence, and for its loss.
     enable_async: have torch.compile overlap the collectives with matmuls.
     """
     group = tp_mesh.get_group().group_name
@@ -81,10 +79,6 @@ def apply_tensor_parallel(
 
     def scatter_output(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         return ScatterSum.apply(out, ranks, group)
-
-    def gather_logits(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        is_loss = out.dim() == 0
-        return out if is_loss else GatherVocabulary.apply(out, ranks, rank, group)
 
     split = (GroupedQueryAttention, MultiHeadLatentAttention, FeedForward)
     for name, module in list(model.named_modules()):
@@ -100,8 +94,6 @@ def apply_tensor_parallel(
         model.tok_embeddings.register_forward_hook(scatter_output)
     if model.output is not None:
         model.output.register_forward_pre_hook(gather_input)
-        if not enable_loss_parallel:
-            model.output.register_forward_hook(gather_logits)
     model.tie()
     if enable_async:
         overlap_collectives(tp_mesh.get_group())
@@ -169,10 +161,10 @@ class RowParallelEmbedding(nn.Embedding):
 _ops = torch.ops._c10d_functional
 
 
-def _gather(x: Tensor, dim: int, ranks: int, group: str) -> Tensor:
-    """All ranks' tensors, one after the other along `dim`."""
-    stacked = _ops.wait_tensor(_ops.all_gather_into_tensor(x.contiguous(), ranks, group))
-    return stacked if dim == 0 else torch.cat(stacked.chunk(ranks), dim=dim)
+def _gather(x_BSD: Tensor, ranks: int, group: str) -> Tensor:
+    """The whole sequence out of the parts of all ranks."""
+    stacked = _ops.wait_tensor(_ops.all_gather_into_tensor(x_BSD.contiguous(), ranks, group))
+    return torch.cat(stacked.chunk(ranks), dim=1)
 
 
 def _scatter_sum(x_BSD: Tensor, ranks: int, group: str) -> Tensor:
@@ -187,7 +179,7 @@ class GatherSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BSD: Tensor, ranks: int, group: str) -> Tensor:
         ctx.ranks, ctx.group = ranks, group
-        return _gather(x_BSD, 1, ranks, group)
+        return _gather(x_BSD, ranks, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -204,20 +196,7 @@ class ScatterSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _gather(grads[0], 1, ctx.ranks, ctx.group), None, None
-
-
-class GatherVocabulary(torch.autograd.Function):
-    """Whole logits from each rank's part; every rank computes the same loss of them."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_BSV: Tensor, ranks: int, rank: int, group: str) -> Tensor:
-        ctx.ranks, ctx.rank = ranks, rank
-        return _gather(logits_BSV, logits_BSV.dim() - 1, ranks, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return grads[0].chunk(ctx.ranks, dim=-1)[ctx.rank], None, None, None
+        return _gather(grads[0], ctx.ranks, ctx.group), None, None
 
 
 def overlap_collectives(group: dist.ProcessGroup) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from titan_recipes.trainer.model.decoder import Decoder
+from titan_recipes.trainer.optim.shards import local
 from titan_recipes.trainer.parallel.mesh import World
 
 _WEIGHT, _COPY = ".tok_embeddings.weight.", ".output.weight."
@@ -59,7 +59,7 @@ class TiedWeight:
     @torch.no_grad()
     def sum_gradients(self) -> None:
         """Give every copy the sum of all copies' gradients. Call it once a step."""
-        grads = [_local(weight.grad) for weight in self._copies if weight.grad is not None]
+        grads = [local(weight.grad) for weight in self._copies if weight.grad is not None]
         if self._group is not None:
             for grad in grads:
                 # With CPU offload the gradient is in host memory.
@@ -70,10 +70,6 @@ class TiedWeight:
             embedding, output = grads
             embedding += output
             output.copy_(embedding)
-
-
-def _local(grad: Tensor) -> Tensor:
-    return grad.to_local() if isinstance(grad, DTensor) else grad
 
 
 # --- the optimizer's state ------------------------------------------------------------------------

@@ -18,35 +18,11 @@ from torch.utils._pytree import tree_leaves
 from titan_recipes.trainer.parallel.mesh import World
 from titan_recipes.trainer.simulate.memory import operator_name
 
-NAMES = {
-    "c10d::_allgather_base_": "all_gather",
-    "c10d::allgather_": "all_gather",
-    "c10d::allgather_into_tensor_coalesced_": "all_gather",
-    "c10d::_reduce_scatter_base_": "reduce_scatter",
-    "c10d::reduce_scatter_": "reduce_scatter",
-    "c10d::reduce_scatter_tensor_coalesced_": "reduce_scatter",
-    "c10d::allreduce_": "all_reduce",
-    "c10d::allreduce_coalesced_": "all_reduce",
-    "c10d::alltoall_base_": "all_to_all",
-    "c10d::alltoall_": "all_to_all",
-    "c10d::broadcast_": "broadcast",
-    "c10d::scatter_": "scatter",
-    "c10d::gather_": "gather",
-    "c10d::reduce_": "reduce",
-    "c10d::send": "send",
-    "c10d::recv_": "recv",
-    "c10d::barrier": "barrier",
-    "_c10d_functional::all_gather_into_tensor": "all_gather",
-    "_c10d_functional::all_gather_into_tensor_coalesced": "all_gather",
-    "_c10d_functional::reduce_scatter_tensor": "reduce_scatter",
-    "_c10d_functional::reduce_scatter_tensor_coalesced": "reduce_scatter",
-    "_c10d_functional::all_reduce": "all_reduce",
-    "_c10d_functional::all_reduce_": "all_reduce",
-    "_c10d_functional::all_reduce_coalesced": "all_reduce",
-    "_c10d_functional::all_to_all_single": "all_to_all",
-    "_c10d_functional::broadcast": "broadcast",
-}
-"""torch's operators -> what people call them."""
+NAMES = (
+    "all_gather", "all_reduce", "all_to_all", "reduce_scatter", "reduce", "scatter", "gather",
+    "broadcast", "send", "recv", "barrier",
+)  # fmt: skip
+"""What people call collectives: the first that the name of torch's operator begins with."""
 
 
 class Kind(NamedTuple):
@@ -86,9 +62,8 @@ class CollectiveCounter(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented
         out = func(*args, **(kwargs or {}))
-        name = operator_name(func)
-        if name in NAMES:
-            kind = Kind(NAMES[name], self._find_axis(args))
+        if op := _collective(operator_name(func)):
+            kind = Kind(op, self._find_axis(args))
             self._counts[kind] += 1
             self._bytes[kind] += max(map(_num_bytes, (*args, out)))
         return out
@@ -102,6 +77,15 @@ class CollectiveCounter(TorchDispatchMode):
                 # A group that is no axis says itself what it joins.
                 return self._axis.get(group.group_name) or group.group_desc
         raise AssertionError("a collective without a group")
+
+
+def _collective(operator: str) -> str:
+    """What people call it, "" where it is none: `c10d::_allgather_base_` is an all_gather."""
+    namespace, _, name = operator.partition("::")
+    if namespace not in ("c10d", "_c10d_functional"):
+        return ""
+    plain = name.replace("_", "")
+    return next((known for known in NAMES if plain.startswith(known.replace("_", ""))), "")
 
 
 def _num_bytes(value: Any) -> int:
