@@ -249,7 +249,7 @@ def test_check_as_json_says_the_same(slurm: "SlurmCluster", tmp_path: Path) -> N
     found = call("cluster", "check", str(tmp_path / "lab.toml"), "--json")
     assert (found.exit_code, found.stderr) == (2, "")
     report = json.loads(found.stdout)
-    assert (report["fits"], report["sbatch"]) == (False, "")
+    assert (report["fits"], report["said"]) == (False, "")
     assert report["problems"][0] == {
         "what": "slurm.partition",
         "got": 'got "batsh"',
@@ -259,7 +259,7 @@ def test_check_as_json_says_the_same(slurm: "SlurmCluster", tmp_path: Path) -> N
     found = call("cluster", "check", str(tmp_path / "lab.toml"), "--json")
     report = json.loads(found.stdout)
     assert (found.exit_code, report["fits"], report["problems"]) == (0, True, [])
-    assert report["sbatch"].endswith(" in partition batch")
+    assert report["said"].endswith(" in partition batch")
 
 
 def test_controller_that_does_not_answer_is_one_error(

@@ -23,11 +23,18 @@ KINDS = {
     ("trainer.kubeflow.org/v1alpha1", "trainjobs"): "TrainJob",
     ("trainer.kubeflow.org/v1alpha1", "trainingruntimes"): "TrainingRuntime",
     ("batch.volcano.sh/v1alpha1", "jobs"): "Job",
+    ("v1", "secrets"): "Secret",
+    ("v1", "serviceaccounts"): "ServiceAccount",
+    ("scheduling.k8s.io/v1", "priorityclasses"): "PriorityClass",
+    ("scheduling.volcano.sh/v1beta1", "queues"): "Queue",
+    ("authorization.k8s.io/v1", "selfsubjectaccessreviews"): "SelfSubjectAccessReview",
+    ("kueue.x-k8s.io/v1beta1", "localqueues"): "LocalQueue",
+    ("kueue.x-k8s.io/v1beta2", "localqueues"): "LocalQueue",
     ("kueue.x-k8s.io/v1beta1", "workloads"): "Workload",
     ("kueue.x-k8s.io/v1beta2", "workloads"): "Workload",
 }
 PATH = re.compile(
-    r"/(?:api/(v1)|apis/([^/]+/[^/]+))/namespaces/([^/]+)/([^/]+)(?:/([^/]+)(?:/([^/]+))?)?"
+    r"/(?:api/(v1)|apis/([^/]+/[^/]+))(?:/namespaces/([^/]+))?/([^/]+)(?:/([^/]+)(?:/([^/]+))?)?"
 )
 REASONS = {
     400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 409: "AlreadyExists",
@@ -119,12 +126,15 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(fault.code, fault.message, fault.headers)
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 raise Refused(401, "Unauthorized")
+            if url.path == "/version":
+                self._send(200, {"gitVersion": "v1.36.0"})
+                return
             found = PATH.fullmatch(unquote(url.path))
             place = (found[1] or found[2], found[4]) if found else ("", "")
             if not found or place not in self.api.installed:
                 self._send(404, "404 page not found\n", "text/plain; charset=utf-8")
                 return
-            key = (place[0], place[1], found[3])
+            key = (place[0], place[1], found[3] or "")
             answer = self._do(method, key, found[5] or "", found[6] or "", query, body)
             if fault and fault.drop:
                 self.close_connection = True
@@ -166,6 +176,11 @@ class Handler(BaseHTTPRequestHandler):
     ) -> tuple[int, Object] | None:
         if part == "log":
             return self._log(key, name, query)
+        if key[1] == "selfsubjectaccessreviews":
+            asked = body["spec"]["resourceAttributes"]
+            what = "/".join(filter(None, (asked["resource"], asked["subresource"])))
+            allowed = (asked["verb"], what) not in self.api.denied
+            return 201, body | {"status": {"allowed": allowed}}
         if method == "POST":
             return self._create(key, query, body)
         if method == "GET" and not name:
@@ -173,7 +188,10 @@ class Handler(BaseHTTPRequestHandler):
         there = self.api.objects.get(key, {}).get(name)
         if there is None:
             raise Refused(404, f'{_what(key)} "{name}" not found')
+        if method == "GET" and "PartialObjectMetadata" in self.headers["Accept"]:
+            return 200, {"kind": "PartialObjectMetadata", "metadata": there["metadata"]}
         if method == "GET":
+            assert key[1] != "secrets", "nobody asks for what is in them"
             return 200, there
         if method == "PATCH":
             assert self.headers["Content-Type"] == "application/merge-patch+json"
@@ -192,6 +210,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(code, f"{body['kind']} in version is invalid: {'; '.join(faults)}")
         if name in self.api.objects.get(key, {}):
             raise Refused(409, f'{_what(key)} "{name}" already exists')
+        if query.get("dryRun") == "All":
+            return 201, body
         return 201, self.api.make(key, body)
 
     def _list(self, key: Key, query: dict[str, str]) -> tuple[int, Object]:

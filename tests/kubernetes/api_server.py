@@ -30,6 +30,8 @@ class ApiServer:
         self.requests: list[tuple[str, str]] = []
         self.installed = {*KINDS}
         self.faults: list[Fault] = []
+        self.denied: set[tuple[str, str]] = set()
+        """(verb, resource) that a review of access says no to."""
         self.on_change: list[Callable[[str, Key, Object], None]] = []
         self.version = 100
         self.oldest = 0

@@ -284,7 +284,10 @@ def test_check_of_a_profile_without_slurm_is_refused(
     )
     (tmp_path / "default.toml").write_text("")
     local = CliRunner().invoke(main, ["cluster", "check"])
-    assert local.output == 'error: default: scheduler: "local"; only "slurm" can be checked\n'
+    assert (
+        local.output
+        == 'error: default: scheduler: "local"; only "slurm" and "kubernetes" can be checked\n'
+    )
     assert (none.exit_code, local.exit_code) == (2, 2)
 
 

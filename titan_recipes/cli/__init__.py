@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate:generate", "Have a checkpoint continue a text."),
     "data": ("trainer_verbs:data", "Prepare token shards."),
     "checkpoint": ("trainer_verbs:checkpoint", "List, verify, import or export checkpoints."),
-    "cluster": ("cluster:cluster", "Write or check the profile of a SLURM cluster."),
+    "cluster": ("cluster:cluster", "Write or check the profile of a cluster."),
     "image": ("image:image", "Build the container image, or say what one is."),
     "assets": ("assets:assets", "Fetch a recipe's tokenizer and weights."),
 }

@@ -1,4 +1,4 @@
-"""`cluster init` and `cluster check`: a profile of a SLURM cluster, from what SLURM says of it."""
+"""`cluster init` and `cluster check`: a cluster's profile, by what the cluster says of itself."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from titan_recipes.errors import TitanRecipesError
 
 @click.group()
 def cluster() -> None:
-    """Write a cluster profile, or check one against the cluster. Run it on a login node."""
+    """Write a cluster profile, or check one against the cluster: for SLURM, on a login node."""
 
 
 @cluster.command(
@@ -60,22 +60,29 @@ Examples:
 def check(name: str | None, as_json: bool) -> None:
     """Say what of a profile does not fit the cluster.
 
-    It is compared with what SLURM reports, then with what `sbatch --test-only` says; nothing is
-    submitted. Exit 2 with problems; notes do not fail it.
+    With SLURM it is compared with what SLURM reports, then with what `sbatch --test-only` says.
+    With Kubernetes the API server is asked for your rights, for what the profile names, and to take
+    a small run without keeping it. Nothing is submitted. Exit 2 with problems; notes do not fail
+    it.
     """
     from titan_recipes.config.cluster import find_cluster
     from titan_recipes.errors import ConfigError
-    from titan_recipes.launch.slurm_ask import ask_site
-    from titan_recipes.launch.slurm_check import check as compare
 
     found, profile = find_cluster(name)
     if not found:
         raise TitanRecipesError("no profile named `default`; name one, or `cluster init` writes it")
-    if profile.scheduler != "slurm":
-        got = f'"{profile.scheduler}"'
-        raise TitanRecipesError(f'{found}: scheduler: {got}; only "slurm" can be checked')
-    site = ask_site()
-    report = compare(found, profile, site)
+    if profile.scheduler == "slurm":
+        from titan_recipes.launch.slurm_ask import ask_site
+        from titan_recipes.launch.slurm_check import check as compare
+
+        report = compare(found, profile, ask_site())
+    elif profile.scheduler == "kubernetes":
+        from titan_recipes.launch.kubernetes_check import check as try_out
+
+        report = try_out(found, profile)
+    else:
+        got = f'"{profile.scheduler}"; only "slurm" and "kubernetes" can be checked'
+        raise TitanRecipesError(f"{found}: scheduler: {got}")
     if as_json:
         print_json(report.as_dict())
         sys.exit(2 if report.problems else 0)
@@ -83,4 +90,4 @@ def check(name: str | None, as_json: bool) -> None:
         click.echo(f"note: {note}")
     if report.problems:
         raise ConfigError(report.problems)
-    click.echo(f"{found}: fits {site.name} (SLURM {site.version}); {report.said}")
+    click.echo(f"{found}: fits {report.site}; {report.said}")

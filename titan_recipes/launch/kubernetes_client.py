@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
@@ -34,6 +34,10 @@ from titan_recipes.render.kubernetes import ApiResource
 
 POD = ApiResource("", "v1", "pods", "Pod")
 EVENT = ApiResource("", "v1", "events", "Event")
+REVIEW = ApiResource(
+    "authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview"
+)
+METADATA_ALONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 CONNECT_SECONDS, READ_SECONDS = 5.0, 20.0
 SILENCE_SECONDS = 30.0
 """How long a stream may say nothing before it is asked for anew: its other end may be gone."""
@@ -85,18 +89,40 @@ class Api:
     """The API server of one context."""
 
     def __init__(self, client: Any, host: str) -> None:
-        self._client, self._host = client, host
+        self._client, self.host = client, host
+
+    def server_version(self) -> str:
+        """Such as v1.36.0. Raises KubernetesError."""
+        what = "get the version"
+        return self._parsed(self._request("GET", "/version", what), what)["gitVersion"]
+
+    def allows(self, verb: str, resource: ApiResource, namespace: str, part: str = "") -> bool:
+        """Whether we may do this to these objects, or to a part of them. Raises KubernetesError."""
+        attributes = {
+            "verb": verb,
+            "group": resource.group,
+            "resource": resource.plural,
+            "subresource": part,
+            "namespace": namespace,
+        }
+        body: Object = {"apiVersion": REVIEW.api_version, "kind": REVIEW.kind}
+        body["spec"] = {"resourceAttributes": attributes}
+        return bool(self._json("POST", REVIEW, body=body)["status"].get("allowed"))
 
     # --- objects ----------------------------------------------------------------------------------
 
-    def create(self, resource: ApiResource, namespace: str, body: Object) -> Object:
+    def create(
+        self, resource: ApiResource, namespace: str, body: Object, *, dry_run: bool = False
+    ) -> Object:
         """Make an object; a field that the server does not know is an error.
+
+        dry_run: the server does all but keep it.
 
         Raises KubernetesError, with EXISTS where there is one of that name. A try whose answer was
         lost may have made it: one that is there then and has the same annotations is taken for it,
         and the error of a last try is `in_doubt`.
         """
-        unsure, strict = False, {"fieldValidation": "Strict"}
+        unsure, strict = False, {"fieldValidation": "Strict", "dryRun": "All" if dry_run else ""}
         for wait in (*BACKOFF_SECONDS, None):
             try:
                 return self._json("POST", resource, namespace, query=strict, body=body, once=True)
@@ -121,6 +147,24 @@ class Api:
             if error.status == GONE and not isinstance(error, NotInstalled):
                 return None
             raise
+
+    def exists(self, versions: Sequence[ApiResource], namespace: str, name: str) -> bool:
+        """Whether there is an object; what is in it is not asked for. Raises KubernetesError.
+
+        versions: of its kind, the first that the cluster has is asked for; namespace "" = of a kind
+        that has none.
+        """
+        *others, last = versions
+        for resource in others:
+            with suppress(NotInstalled):
+                return self.exists([resource], namespace, name)
+        try:
+            self._json("GET", last, namespace, name, headers={"Accept": METADATA_ALONE})
+        except KubernetesError as error:
+            if error.status != GONE or isinstance(error, NotInstalled):
+                raise
+            return False
+        return True
 
     def find(
         self, resource: ApiResource, namespace: str, *, labels: str = "", fields: str = ""
@@ -182,7 +226,7 @@ class Api:
         }
         what = f"watch {resource.plural}"
         response = self._request("GET", _path(resource, namespace), what, query=query, stream=True)
-        return Stream(response, f"{self._host}: {what}")
+        return Stream(response, f"{self.host}: {what}")
 
     def log(
         self, namespace: str, pod: str, container: str, *, since: str = "", follow: bool = False
@@ -196,7 +240,7 @@ class Api:
         query |= {"follow": "true"} if follow else {}
         path, what = f"{_path(POD, namespace, pod)}/log", f"get the log of pod {pod}"
         return Stream(
-            self._request("GET", path, what, query=query, stream=True), f"{self._host}: {what}"
+            self._request("GET", path, what, query=query, stream=True), f"{self.host}: {what}"
         )
 
     # --- one request ------------------------------------------------------------------------------
@@ -205,7 +249,7 @@ class Api:
         self,
         method: str,
         resource: ApiResource,
-        namespace: str,
+        namespace: str = "",
         name: str = "",
         *,
         query: Mapping[str, str] | None = None,
@@ -217,13 +261,16 @@ class Api:
         group = f".{resource.group}" if resource.group else ""
         what = f"{verb} {resource.plural}{group}" + (f" {name}" if name else "")
         path = _path(resource, namespace, name)
-        text = self._request(
-            method, path, f"{what} in namespace {namespace}", query, body, headers, once=once
+        what += f" in namespace {namespace}" if namespace else ""
+        return self._parsed(
+            self._request(method, path, what, query, body, headers, once=once), what
         )
+
+    def _parsed(self, text: str, what: str) -> Object:
         try:
             return json.loads(text)
         except ValueError as error:
-            got = f"{self._host}: {what}: not the answer of a Kubernetes API server: {text[:80]!r}"
+            got = f"{self.host}: {what}: not the answer of a Kubernetes API server: {text[:80]!r}"
             raise KubernetesError(f"{got}; see the kubeconfig's server") from error
 
     def _request(
@@ -264,14 +311,14 @@ class Api:
                 if error.status == UNAUTHORIZED:
                     _connected.cache_clear()  # the next `connect` reads a new login
                 if error.status not in BUSY or wait is None:
-                    raise refusal(self._host, error, what, path) from error
+                    raise refusal(self.host, error, what, path) from error
                 time.sleep(_backoff_seconds(wait, error.headers or {}))
             except (HTTPError, OSError, ConfigException) as error:
                 if isinstance(error, ProtocolError) and wait is not None:  # one kept open too long
                     time.sleep(wait)
                     continue
                 cure = "is the cluster up, and the kubeconfig's server reachable from here?"
-                raise KubernetesError(f"{self._host}: {words_of(error)}; {cure}") from error
+                raise KubernetesError(f"{self.host}: {words_of(error)}; {cure}") from error
         raise AssertionError("the last try returns or raises")
 
 
@@ -328,7 +375,8 @@ def _connected(context: str, files: str) -> Api:
 
 def _path(resource: ApiResource, namespace: str, name: str = "") -> str:
     root = f"apis/{resource.group}" if resource.group else "api"
-    parts = [root, resource.version, "namespaces", quote(namespace, safe=""), resource.plural]
+    inside = ["namespaces", quote(namespace, safe="")] if namespace else []
+    parts = [root, resource.version, *inside, resource.plural]
     return "/" + "/".join([*parts, quote(name, safe="")] if name else parts)
 
 

@@ -16,6 +16,8 @@ INSTALLED_BY = {
     "jobset.x-k8s.io": "JobSet",
     "trainer.kubeflow.org": "Kubeflow Trainer",
     "batch.volcano.sh": "Volcano",
+    "scheduling.volcano.sh": "Volcano",
+    "kueue.x-k8s.io": "Kueue",
 }
 """API group -> what has to be installed in a cluster that lacks it."""
 

@@ -166,9 +166,9 @@ def submit(layout: RunLayout, job: Job, submission: PodSubmission, number: int) 
     for path, text in files.items():
         replace_file(layout.root / path, text)
     api = connect(own.context)
-    for claim in _documents(files.get(PVC_YAML, "")):
+    for claim in documents(files.get(PVC_YAML, "")):
         _make_claim(api, own.namespace, claim)
-    *before, body = _documents(files[JOB_YAML])
+    *before, body = documents(files[JOB_YAML])
     token, sent = uuid4().hex, list[tuple[ApiResource, Object]]()
     deadline = time.monotonic() + RUNTIME_SECONDS
 
@@ -284,7 +284,8 @@ def _annotations(thing: Object) -> dict[str, str]:
     return thing["metadata"].get("annotations") or {}
 
 
-def _documents(text: str) -> list[Object]:
+def documents(text: str) -> list[Object]:
+    """The objects of a manifest."""
     if not text:
         return []
     import yaml

@@ -10,17 +10,17 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from titan_recipes.config.cluster import Cluster
 from titan_recipes.config.hardware import NO_GPU
 from titan_recipes.config.load import did_you_mean, show
 from titan_recipes.config.slurm_time import limit_seconds, slurm_time
 from titan_recipes.errors import LaunchError, Problem
+from titan_recipes.launch.site_report import Finding, Report, report_of
 from titan_recipes.launch.slurm_ask import hostnames
 from titan_recipes.launch.slurm_site import Accounting, Node, Partition, SlurmSite
 from titan_recipes.launch.slurm_text import gpu_model
-from titan_recipes.launch.slurm_trial import Finding, file_findings, trial
+from titan_recipes.launch.slurm_trial import file_findings, trial
 from titan_recipes.launch.text import duration
 from titan_recipes.render.sbatch import LEFT_OF_MEMORY, MIB
 
@@ -30,28 +30,6 @@ SHOWN = 10
 """Names that a line lists at most."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What the check found. said: what sbatch says of a job with the profile's options."""
-
-    problems: tuple[Problem, ...]
-    notes: tuple[Problem, ...]
-    said: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "fits": not self.problems,
-            "problems": [_line(problem) for problem in self.problems],
-            "notes": [_line(note) for note in self.notes],
-            "sbatch": self.said,
-        }
-
-
-def _line(line: Problem) -> dict[str, str]:
-    return {"what": line.what, "got": line.got, "cure": line.cure}
-
-
 def check(where: str, cluster: Cluster, site: SlurmSite) -> Report:
     """Compare a profile with its cluster, then have sbatch plan a job. where: the profile's name.
 
@@ -59,11 +37,8 @@ def check(where: str, cluster: Cluster, site: SlurmSite) -> Report:
     """
     findings = [*Comparison(where, cluster, site).findings(), *file_findings(where, cluster)]
     said, refusal = trial(where, cluster)
-    return Report(
-        problems=(*(line for is_problem, line in findings if is_problem), *refusal),
-        notes=tuple(line for is_problem, line in findings if not is_problem),
-        said=said,
-    )
+    findings += [(True, problem) for problem in refusal]
+    return report_of(f"{site.name} (SLURM {site.version})", findings, said)
 
 
 @dataclass(frozen=True, slots=True)

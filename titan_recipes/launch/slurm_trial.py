@@ -11,11 +11,9 @@ from titan_recipes.config.hardware import NO_GPU
 from titan_recipes.config.home import expanded
 from titan_recipes.config.load import show
 from titan_recipes.errors import Problem
+from titan_recipes.launch.site_report import Finding
 from titan_recipes.launch.slurm_ask import run
 from titan_recipes.render.sbatch import share
-
-Finding = tuple[bool, Problem]
-"""Whether it fails the check, and its line."""
 
 
 def file_findings(where: str, cluster: Cluster) -> Iterator[Finding]:
