@@ -1,6 +1,7 @@
 """`cluster check` of a profile for Kubernetes, against the tests' API server."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,15 @@ def test_what_a_user_may_not_look_at_is_a_note(whole: ApiServer, kind: str, tmp_
         "namespace ml",
         "kubernetes.image_pull_secrets",
     ]
+
+
+def test_server_that_is_no_api_server_is_one_line(api: ApiServer, tmp_path: Path) -> None:
+    kubeconfig = Path(os.environ["KUBECONFIG"])
+    kubeconfig.write_text(kubeconfig.read_text().replace(api.url, f"{api.url}/other"))
+    done = call("cluster", "check", profile_of(tmp_path, "jobset"))
+    assert done.exit_code == 2
+    said = "get the version: not the answer of a Kubernetes API server: '404 page not found'"
+    assert done.output == f"error: {api.url}/other: {said}; see the kubeconfig's server\n"
 
 
 @pytest.mark.parametrize("kind", ["jobset"])

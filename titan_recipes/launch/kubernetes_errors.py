@@ -52,8 +52,11 @@ def refusal(host: str, error: Any, what: str, path: str) -> KubernetesError:
         cure = "ask whoever runs the cluster for a role that may"
         cure += f", and whether {name} is installed" if group in INSTALLED_BY else ""
         return KubernetesError(f"not allowed to {what}: {said}; {cure}", status)
+    if status == GONE and not is_status and not group:
+        got = f"{host}: {what}: not the answer of a Kubernetes API server: {said[:80]!r}"
+        return KubernetesError(f"{got}; see the kubeconfig's server", status)
     if status == GONE and not is_status:
-        got = f"{host}: has no {group}/{path.split('/')[3]}" if group else f"{host}: {said}"
+        got = f"{host}: has no {group}/{path.split('/')[3]}"
         cure = f"install {name} there, or choose another kubernetes.kind in the profile"
         return NotInstalled(f"{got}; {cure}", status)
     if status == EXISTS and "being deleted" in said:
