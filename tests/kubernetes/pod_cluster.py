@@ -20,7 +20,7 @@ from typing import Any
 
 from manifests import pods as pod_templates
 
-from tests.kubernetes.api_handler import Key, Object
+from tests.kubernetes.api_handler import Key, LogFile, Object
 from tests.kubernetes.api_server import ApiServer
 from titan_recipes.launch.torchrun import descendants
 
@@ -128,6 +128,7 @@ class PodCluster:
         pod["metadata"]["labels"] |= {label: str(index)}
         pods = ("v1", "pods", key[2])
         pod = self.api.make(pods, pod | {"status": {"phase": "Pending"}})
+        self.api.logs[pod["metadata"]["uid"]] = LogFile()
         (container,) = pod["spec"]["containers"]
         environment = {one["name"]: one["value"] for one in container["env"] if "value" in one}
         kept = {name: os.environ[name] for name in ("PATH", "TITAN_RECIPES_CACHE", "PYTHONPATH")
@@ -193,8 +194,8 @@ class PodCluster:
 
     def _await_log(self, pod: Object) -> None:
         with self.api.changed:
-            log = self.api.logs.get(pod["metadata"]["uid"])
-            while log is not None and log.is_open and not self._closing:
+            log = self.api.logs[pod["metadata"]["uid"]]
+            while log.is_open and not self._closing:
                 self.api.changed.wait(0.1)
 
     def _set_ended(self, pods: Key, pod: Object, code: int) -> None:

@@ -76,7 +76,11 @@ class Pod:
             return self._await_others(meet, hello, deadline, stopped)
         self._log.say(WAITING)
         others = set(range(1, where.nodes))
-        came = gather(meet.port, others, meeting, deadline, stopped)
+        try:
+            came = gather(meet.port, others, meeting, deadline, stopped)
+        except OSError as error:  # with the host's network, where others take ports too
+            self._log.say(f"port {meet.port}: {error.strerror}")
+            return False
         missing = sorted(others - came.keys())
         for peer, _ in came.values():
             with suppress(OSError):  # it went meanwhile: whoever runs the pods knows
