@@ -59,10 +59,20 @@ HOLD_STEP until stopped, DEAF waits there for ever, FAIL raises."""
 
 TORCHRUN = """
 import os, subprocess, sys
+(node,) = [word.partition("=")[2] for word in sys.argv if word.startswith("--node-rank=")]
 rank = [sys.executable, *sys.argv[sys.argv.index("-m"):]]
-sys.exit(subprocess.call(rank, env={**os.environ, "RANK": "0"}))
+sys.exit(1 if subprocess.call(rank, env={**os.environ, "RANK": node}) else 0)
 """
-"""One rank, started as torchrun would: `torch.distributed.run ... -m MODULE ARGS`."""
+"""The one rank of a node, as torchrun starts it: `torch.distributed.run ... -m MODULE ARGS`."""
+
+
+def stand_in_torchrun(modules: Path) -> None:
+    """Put TORCHRUN into a folder, under torchrun's name."""
+    torchrun = modules / "torch" / "distributed" / "run.py"
+    torchrun.parent.mkdir(parents=True, exist_ok=True)
+    for package in (torchrun.parent, torchrun.parent.parent):
+        (package / "__init__.py").touch()
+    torchrun.write_text(TORCHRUN)
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
@@ -76,11 +86,7 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> No
 def submitted_run(tmp_path: Path, name: str, *flags: str, steps: int = 6) -> Run:
     """A run directory as a launch leaves it before it schedules; flags: files that steer it."""
     modules = tmp_path / "modules"
-    torchrun = modules / "torch" / "distributed" / "run.py"
-    torchrun.parent.mkdir(parents=True, exist_ok=True)
-    for package in (torchrun.parent, torchrun.parent.parent):
-        (package / "__init__.py").touch()
-    torchrun.write_text(TORCHRUN)
+    stand_in_torchrun(modules)
     (modules / "worker.py").write_text(WORKER)
     overrides = ("plan.gpus_per_node=1", "fault_tolerance.max_restarts=1")
     now = datetime.now(UTC)

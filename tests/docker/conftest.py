@@ -24,13 +24,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from training import train, train_here
+
+from tests.parity import parity_job
 
 HERE = Path(__file__).parent
 LAST = ("test_docker_scheduler.py", "test_pod_rehearsal.py", "test_image_runs.py")
@@ -127,6 +130,21 @@ def image(engine: DockerEngine) -> str:
         if engine.run("image", "inspect", IMAGE, check=False).returncode:
             build_image(engine)
     return IMAGE
+
+
+@pytest.fixture(scope="session")
+def local_runs(engine: DockerEngine, corpus: Path) -> Callable[[int], Path]:
+    """Number of ranks -> directory of the parity job trained by them without a container."""
+
+    def trained(ranks: int) -> Path:
+        directory = engine.folder / f"local-{ranks}"
+        with engine.alone("local"):
+            if not directory.exists():
+                job = parity_job(corpus, ranks=ranks, dp=ranks)
+                (train if ranks > 1 else train_here)(directory, job)
+        return directory
+
+    return trained
 
 
 def build_image(engine: DockerEngine) -> None:

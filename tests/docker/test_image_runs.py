@@ -8,12 +8,19 @@ from live_runs import until
 from training import rows, small_settings
 
 from tests.docker.conftest import DockerEngine
+from tests.parity import TINY
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.launch.attempts import newest_checkpoint
 from titan_recipes.launch.record import read_record
 from titan_recipes.launch.rows import read_rows
 
 STEPS = 60
+SHORT = (
+    f"training.steps={STEPS}",
+    "training.local_batch_size=2",
+    "training.global_batch_size=2",
+    "checkpoint.enable=true",
+)
 OURS = 1000
 OTHER = 4321
 SECONDS = 180.0
@@ -35,8 +42,8 @@ def options(outputs: Path, corpus: Path, *more: str) -> list[str]:
 
 
 def launch(name: str) -> list[str]:
-    """The words of a launch of llama3_debug made small."""
-    settings = small_settings(Path("/data/corpus.txt"), f"training.steps={STEPS}")
+    """The words of a launch of llama3_debug made tiny."""
+    settings = small_settings(Path("/data/corpus.txt"), *TINY, *SHORT)
     return ["launch", "llama3_debug", "--name", name, *(f"--set={value}" for value in settings)]
 
 

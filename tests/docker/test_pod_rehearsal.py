@@ -7,16 +7,17 @@ rest of a controller's work: pod indexes, and a new gang where one pod failed.
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training import column, train
+from training import column
 
 from tests.cluster.cluster_jobs import (
+    HELD_STEP,
     SAVED_STEP,
     STEPS,
     assert_same_losses,
@@ -32,6 +33,7 @@ from titan_recipes.config.job import Job
 from titan_recipes.config.kubernetes import Kubernetes, Volume
 from titan_recipes.config.layout import ATTEMPT_MARK, METRICS_MARK, RunLayout
 from titan_recipes.config.site import Site
+from titan_recipes.launch.attempts import newest_checkpoint
 from titan_recipes.launch.pod import EXIT_STOPPED
 from titan_recipes.launch.record import read_record
 from titan_recipes.render import PodSubmission, object_name, render_kubernetes
@@ -180,7 +182,7 @@ def undisturbed(
 
 
 def test_two_pods_train_as_two_local_ranks(
-    undisturbed: tuple[RunLayout, list[str]], corpus: Path, tmp_path: Path
+    undisturbed: tuple[RunLayout, list[str]], local_runs: Callable[[int], Path]
 ) -> None:
     layout, said = undisturbed
     assert outcomes(layout) == ["done"]
@@ -189,40 +191,50 @@ def test_two_pods_train_as_two_local_ranks(
     steps = [line for line in said if line.startswith(METRICS_MARK)]
     assert len(steps) == len(column(layout.root, "loss")) == STEPS
     assert [line.startswith(ATTEMPT_MARK) for line in said].count(True) == 2  # began, ended
-    train(tmp_path / "local", parity_job(corpus, ranks=NODES, dp=NODES))
-    assert difference(tmp_path / "local", layout.root) <= 1e-6
+    assert difference(local_runs(NODES), layout.root) <= 1e-6
 
 
-@pytest.mark.parametrize(
-    ("kind", "number", "codes"),
-    [
-        ("volcano", signal.SIGKILL, (1, 128 + signal.SIGKILL)),
-        ("trainjob", signal.SIGTERM, (EXIT_STOPPED, EXIT_STOPPED)),
-    ],
-    ids=["killed", "evicted"],
-)
-def test_two_pods_when_one_is_lost_start_again_and_end_as_if_undisturbed(
-    kind: str,
-    number: signal.Signals,
-    codes: tuple[int, int],
+def test_two_pods_of_which_one_is_killed_start_again_and_end_as_if_undisturbed(
     undisturbed: tuple[RunLayout, list[str]],
     image: str,
     engine: DockerEngine,
     corpus: Path,
     tmp_path: Path,
 ) -> None:
-    job = pod_job(corpus, tmp_path / "outputs", kind)
+    job = pod_job(corpus, tmp_path / "outputs", "volcano")
     layout = RunLayout(tmp_path / "outputs" / "cut")
     with gang(engine, image, job, layout, corpus) as its_pods:
         its_pods.start()
         held = hold(layout)[layout]
-        engine.run("kill", f"--signal={number.name}", its_pods.container(1))
-        if number is signal.SIGTERM:
-            wait_for(layout.stop.exists, layout)
+        engine.run("kill", its_pods.container(1))
         release(held)
-        assert tuple(its_pods.wait()) == codes, its_pods.logs(0)
+        assert its_pods.wait() == [1, 128 + signal.SIGKILL], its_pods.logs(0)
         its_pods.remove()
-        its_pods.start()  # as RestartJob and RestartJobSet do
+        its_pods.start()  # as RestartJob does
         assert its_pods.wait() == [0, 0], its_pods.logs(0)
-    assert outcomes(layout) == ["failed" if number is signal.SIGKILL else "stopped", "done"]
+    assert outcomes(layout) == ["failed", "done"]
     assert_same_losses(layout, undisturbed[0])
+
+
+def test_two_pods_of_which_one_is_evicted_save_and_ask_to_be_started_again(
+    undisturbed: tuple[RunLayout, list[str]],
+    image: str,
+    engine: DockerEngine,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    job = pod_job(corpus, tmp_path / "outputs", "trainjob")
+    layout = RunLayout(tmp_path / "outputs" / "cut")
+    with gang(engine, image, job, layout, corpus) as its_pods:
+        its_pods.start()
+        held = hold(layout)[layout]
+        engine.run("kill", "--signal=SIGTERM", its_pods.container(1))
+        wait_for(layout.stop.exists, layout)
+        release(held)
+        assert its_pods.wait() == [EXIT_STOPPED, EXIT_STOPPED], its_pods.logs(0)
+    (attempt,) = read_record(layout).attempts
+    saved = newest_checkpoint(layout.root / "checkpoints")
+    assert (attempt.outcome, attempt.final, attempt.step_to) == ("stopped", False, saved)
+    losses = column(layout.root, "loss")
+    assert saved == len(losses) >= HELD_STEP
+    assert losses == column(undisturbed[0].root, "loss")[:saved]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from live_runs import TORCHRUN, WORKER
+from live_runs import WORKER, stand_in_torchrun
 
 from tests.kubernetes.api_server import ApiServer
 from tests.kubernetes.pod_cluster import PodCluster
@@ -68,11 +68,7 @@ def workers(pods: PodCluster, tmp_path: Path) -> PodCluster:
     See live_runs.
     """
     modules = tmp_path / "modules"
-    torchrun = modules / "torch" / "distributed" / "run.py"
-    torchrun.parent.mkdir(parents=True)
-    for package in (torchrun.parent, torchrun.parent.parent):
-        (package / "__init__.py").touch()
-    torchrun.write_text(TORCHRUN)
+    stand_in_torchrun(modules)
     (modules / "worker.py").write_text(WORKER)
     pods.more, pods.env = ("--trainer-module", "worker"), {"PYTHONPATH": str(modules)}
     return pods

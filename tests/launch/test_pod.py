@@ -3,13 +3,14 @@
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from live_runs import until
+from live_runs import stand_in_torchrun, until
 from node_runs import NodeRun
 from past_runs import attempt as past_attempt
 
@@ -19,6 +20,7 @@ from titan_recipes.config.site import Container
 from titan_recipes.errors import LaunchError
 from titan_recipes.launch.changes import adopt_job, change
 from titan_recipes.launch.pod import WAITING, pod_exit_code
+from titan_recipes.launch.torchrun import rendezvous
 
 HANDLE = "titan_kubernetes://titan-recipes/default:run"
 SAVES_WHEN_ASKED = """
@@ -39,12 +41,19 @@ def in_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHX_JOB_ID", HANDLE)
 
 
+@pytest.fixture
+def quick_torchrun(tmp_path: Path) -> None:
+    """torchrun stood in for, as in live_runs: how it ends plays no part."""
+    stand_in_torchrun(tmp_path / "modules")
+
+
 def told(output: str) -> list[dict[str, Any]]:
     """The attempts that a node told its launcher of."""
     marked = [line for line in output.splitlines() if line.startswith(ATTEMPT_MARK)]
     return [json.loads(line.removeprefix(ATTEMPT_MARK)) for line in marked]
 
 
+@pytest.mark.usefixtures("quick_torchrun")
 def test_pod_when_the_run_ends_tells_each_change_of_its_attempt_and_what_its_ranks_wrote(
     make_run: Callable[..., NodeRun],
 ) -> None:
@@ -79,14 +88,16 @@ def test_pod_when_its_attempt_ends_exits_so_that_kubernetes_retries_what_may_be(
     assert [first.returncode, second.returncode] == [code, code], outputs
 
 
+@pytest.mark.usefixtures("quick_torchrun")
 def test_pod_when_the_run_is_given_up_exits_3(make_run: Callable[..., NodeRun]) -> None:
-    run = make_run("sys.exit(5)", "fault_tolerance.max_restarts=0")
+    run = make_run("sys.exit(1)", "fault_tolerance.max_restarts=0")
     code, output = run.finish("--job", encode(run.job), "--in-pod")
     assert (code, told(output)[-1]["final"]) == (3, True)
     assert run.finish("--job", encode(run.job), "--in-pod")[0] == 3  # started again all the same
     assert len(run.attempts()) == 1
 
 
+@pytest.mark.usefixtures("quick_torchrun")
 def test_pod_when_evicted_saves_and_exits_143_and_the_next_pods_go_on(
     make_run: Callable[..., NodeRun],
 ) -> None:
@@ -107,20 +118,22 @@ def test_pod_when_evicted_saves_and_exits_143_and_the_next_pods_go_on(
     ]
 
 
+@pytest.mark.usefixtures("quick_torchrun")
 def test_pods_when_the_last_attempt_failed_a_moment_ago_all_take_part_in_the_next(
     make_run: Callable[..., NodeRun],
 ) -> None:
-    run = make_run("attempt > 1 or sys.exit(5)", "plan.nodes=2")
+    run = make_run("attempt > 1 or sys.exit(1)", "plan.nodes=2")
     nodes = ["--job", encode(run.job), "--in-pod", "--nodes", "2", "--run-id", "run"]
-    for codes in ([5, 5], [0, 0]):
+    for codes in ([1, 1], [0, 0]):
         second = run.start(*nodes, "--node-rank", "1")
         until(lambda: run.layout.node_log(1).exists(), "node 1, who comes first")
         first = run.start(*nodes, "--node-rank", "0")
         outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
         assert [first.returncode, second.returncode] == codes, outputs
-        assert run.layout.requeue.exists() == (codes == [5, 5])
+        assert run.layout.requeue.exists() == (codes == [1, 1])
 
 
+@pytest.mark.usefixtures("quick_torchrun")
 def test_pod_when_another_one_is_late_waits_and_begins_no_attempt(
     make_run: Callable[..., NodeRun],
 ) -> None:
@@ -139,6 +152,7 @@ def test_pod_when_another_one_is_late_waits_and_begins_no_attempt(
     assert [first.returncode, second.returncode] == [0, 0], outputs
 
 
+@pytest.mark.usefixtures("quick_torchrun")
 def test_pods_when_one_is_late_all_wait_and_outlive_a_node_0_that_was_replaced(
     make_run: Callable[..., NodeRun],
 ) -> None:
@@ -157,6 +171,19 @@ def test_pods_when_one_is_late_all_wait_and_outlive_a_node_0_that_was_replaced(
     assert [first.returncode, early.returncode, late.returncode] == [0, 0, 0], outputs
 
 
+def test_pod_when_the_port_of_its_meeting_is_taken_says_so_and_is_retried(
+    make_run: Callable[..., NodeRun],
+) -> None:
+    run = make_run("", "plan.nodes=2")
+    port = rendezvous(2, 0, "127.0.0.1", "run.assembly").port
+    with socket.create_server(("", port)):
+        nodes = ["--job", encode(run.job), "--in-pod", "--nodes", "2", "--run-id", "run"]
+        code, output = run.finish(*nodes, "--node-rank", "0")
+    assert (code, told(output), run.layout.record.exists()) == (1, [], False)
+    assert output.splitlines()[-1] == f"port {port}: Address already in use"
+
+
+@pytest.mark.usefixtures("quick_torchrun")
 def test_pod_when_stopped_because_another_failed_counts_as_failed(
     make_run: Callable[..., NodeRun],
 ) -> None:
@@ -180,6 +207,7 @@ def test_pod_when_stopped_because_another_failed_counts_as_failed(
     assert (attempt.outcome, attempt.final, attempt.cause) == ("failed", False, "boom")
 
 
+@pytest.mark.usefixtures("quick_torchrun")
 def test_pod_when_the_volume_has_another_run_of_the_name_refuses(
     make_run: Callable[..., NodeRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,10 +235,11 @@ def test_node_when_its_directory_cannot_be_written_says_by_whom(
         os.seteuid(0)
 
 
+@pytest.mark.usefixtures("quick_torchrun")
 def test_pod_when_resumed_takes_the_new_job_and_counts_as_resumed_once(
     make_run: Callable[..., NodeRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run("sys.exit(5)", "fault_tolerance.max_restarts=0")
+    run = make_run("sys.exit(1)", "fault_tolerance.max_restarts=0")
     assert run.finish("--job", encode(run.job), "--in-pod")[0] == 3
     longer = change(run.job, ["training.steps=99"])
     site = replace(longer.site, container=Container(image="other"))
