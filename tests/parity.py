@@ -77,6 +77,8 @@ def difference(expected: Path, found: Path) -> float:
 
 
 def _train_here(root: Path, names: list[str]) -> None:
+    from torch.distributed import distributed_c10d
+
     from titan_recipes.trainer.data.prepare import ensure_prepared
     from titan_recipes.trainer.metrics import RankEvents
     from titan_recipes.trainer.parallel.mesh import join_world
@@ -89,7 +91,12 @@ def _train_here(root: Path, names: list[str]) -> None:
         job = read_job(root / name / "job.toml")
         prepared = ensure_prepared(job)
         world = join_world(job, layout.root)
-        Trainer(job, layout, world, RankEvents(layout, world.rank), prepared).train()
+        trainer = Trainer(job, layout, world, RankEvents(layout, world.rank), prepared)
+        groups = len(distributed_c10d._world.pg_map)
+        trainer.train()
+        # NCCL makes a group of all ranks at once: later, those that need none would not take part.
+        made = len(distributed_c10d._world.pg_map) - groups
+        assert not made, f"{name}: {made} groups made while it trained"
         forget_job()
     leave_group()
 

@@ -414,7 +414,7 @@ PEER_LOST = RankExit(1, 0, "RuntimeError: connection closed by peer", "Traceback
         (failures((0, 1), (1, -9)), PEER_LOST, 1, 1, "rank 1 was killed by SIGKILL"),
         (failures((0, 1), (3, -11)), PEER_LOST, 1, 3, "rank 3 was killed by SIGSEGV"),
         (failures((0, 1), (1, -6)), PEER_LOST, 1, 0, PEER_LOST.cause),  # NCCL's own abort
-        (failures((1, -6)), None, 1, 1, "rank 1 was killed by SIGABRT"),
+        (failures((1, -6)), None, 1, 1, "rank 1 was killed by SIGABRT (a collective timed out?)"),
         (failures((0, 2), (1, -9)), RankExit(2, 0, "bad key"), 2, 0, "bad key"),
         (failures((0, 3)), None, 3, 0, "rank 0 ended with 3"),
         (failures((0, 1)), RankExit(0, 1, ""), 1, 0, "rank 0 ended with 1"),

@@ -21,6 +21,8 @@ from titan_recipes.trainer.optimizer import clip_grads, global_grad_norm, lr_fac
 from titan_recipes.trainer.parallel.mesh import join_world
 from titan_recipes.trainer.train import Trainer
 
+CPU = torch.device("cpu")
+
 
 def make_trainer(directory: Path, job: Job) -> Trainer:
     """A trainer of one rank that stands before its first step."""
@@ -247,7 +249,7 @@ def test_step_that_is_not_finite_is_skipped_and_written_down_when_it_is_not_due(
 def test_batches_read_ahead_are_those_read_in_the_step(tmp_path: Path, corpus: Path) -> None:
     job = small_job(corpus)
     plain = open_training_data(job, dp_rank=0, dp_degree=1)
-    ahead = ReadAhead(open_training_data(job, dp_rank=0, dp_degree=1), 3, pin=False)
+    ahead = ReadAhead(open_training_data(job, dp_rank=0, dp_degree=1), 3, CPU)
     for _ in range(5):
         assert torch.equal(ahead.next_batch().tokens_BS, plain.next_batch().tokens_BS)
         assert ahead.state_dict() == plain.state_dict()
@@ -263,7 +265,7 @@ def test_batches_read_ahead_are_those_read_in_the_step(tmp_path: Path, corpus: P
 def test_processes_that_read_end_with_the_data(corpus: Path) -> None:
     job = small_job(corpus, "training.dataloader={num_workers=1,persistent_workers=true}")
     before = set(active_children())
-    data = ReadAhead(open_training_data(job, dp_rank=0, dp_degree=1), 2, pin=False)
+    data = ReadAhead(open_training_data(job, dp_rank=0, dp_degree=1), 2, CPU)
     data.next_batch()
     (worker,) = set(active_children()) - before
     data.close()
@@ -283,7 +285,7 @@ def test_fault_of_data_read_ahead_is_told_where_it_is_waited_for() -> None:
         def close(self) -> None: ...
 
     with pytest.raises(DataError, match="shard 3: torn"):
-        ReadAhead(Torn(), 2, pin=False).next_batch()
+        ReadAhead(Torn(), 2, CPU).next_batch()
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")

@@ -42,9 +42,12 @@ ANY_GPU = "any"
 def find_gpu(device_name: str) -> str | None:
     """The table's key for a device's own name ("NVIDIA H100 80GB HBM3" -> "h100"), or None.
 
-    Whole words count, the longest match wins: an L40S is no L4, a GB200 no B200.
+    Whole words count, the longest match wins: an L40S is no L4, a GB200 no B200. A slice of a
+    card ("... MIG 3g.40gb") is none of them.
     """
     name = device_name.lower()
+    if re.search(r"\bmig\b", name):
+        return None
     fitting = [
         (len(words), key)
         for key, gpu in GPUS.items()

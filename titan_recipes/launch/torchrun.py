@@ -258,7 +258,12 @@ def explain(code: int, report: str, written: RankExit | None) -> RankExit:
 def death_by(rank: int, number: int) -> str:
     """One line on a rank that a signal ended."""
     name = signal_name(number)
-    hint = {"SIGKILL": " (out of memory?)", "SIGSEGV": " (a crash in native code)"}.get(name, "")
+    hints = {
+        "SIGKILL": " (out of memory?)",
+        "SIGSEGV": " (a crash in native code)",
+        "SIGABRT": " (a collective timed out?)",  # so NCCL's watchdog ends a rank
+    }
+    hint = hints.get(name, "")
     return f"rank {rank} was killed by {name}{hint}"
 
 

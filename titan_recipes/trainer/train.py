@@ -175,12 +175,12 @@ class Trainer:
                 self.train_step()
                 self.tell_compiled(first_step)
                 if self.step == first_step and self.world.mesh is not None:
-                    tighten_timeouts(job.comm.train_timeout_seconds, self.world)
+                    group = self.checkpointer.group if self.checkpointer else None
+                    tighten_timeouts(job.comm.train_timeout_seconds, self.world, but=group)
                 profile_step()
                 self.collect_garbage()
                 if job.validation.enable and self.is_due(job.validation.freq):
-                    with self.timer.paused():
-                        self.validate()
+                    self.validate()
                 if self.is_checkpoint_due():
                     self.save()
         self.stop.drain()
@@ -255,10 +255,15 @@ class Trainer:
         total = total.to(self.world.device, non_blocking=True)
         return self.world.sum_over(total, "dp").float()
 
-    @torch.no_grad()
     def validate(self) -> None:
         """Mean loss per token over the validation data, into validation.jsonl."""
-        self.figures.settle()
+        self.figures.settle()  # the step's own time, before the pause
+        with self.timer.paused():
+            self.metrics.log_validation(self.step, loss=self.validation_loss())
+        self.compilations.new()  # without gradients graphs are others
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
         for part in self.model_parts:
             part.eval()
         loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
@@ -271,8 +276,7 @@ class Trainer:
         num_tokens = self.world.sum_over(num_tokens, "dp")
         for part in self.model_parts:
             part.train()
-        self.metrics.log_validation(self.step, loss=(loss / num_tokens).item())
-        self.compilations.new()  # without gradients graphs are others
+        return (loss / num_tokens).item()
 
     def tell_compiled(self, first_step: int) -> None:
         """Say what torch.compile made in this step: nothing, after the first, or time is lost."""

@@ -88,7 +88,9 @@ class CommittingWriter(FileSystemWriter):
         model_only: bool,
         on_commit: Callable[[Manifest], None],
     ) -> None:
-        super().__init__(commit.scratch_path(folder, step))
+        # Nothing is copied ahead: DCP would ask for a CUDA stream, in a thread whose device is
+        # GPU 0, whatever the rank's, and so open a context there for every rank of the node.
+        super().__init__(commit.scratch_path(folder, step), per_thread_copy_ahead=0)
         self.fs = _HashingFileSystem()
         self.folder = folder
         self.step = step

@@ -17,14 +17,14 @@ from titan_recipes.trainer.data.loader import Batch, TrainingData
 def read_ahead(data: TrainingData, job: Job, device: torch.device) -> TrainingData:
     """The data with a thread before it, as data.read_ahead says."""
     depth = job.data.read_ahead
-    return ReadAhead(data, depth, pin=device.type == "cuda") if depth else data
+    return ReadAhead(data, depth, device) if depth else data
 
 
 class ReadAhead:
-    """Training data whose next `depth` batches are there already, in pinned memory if asked."""
+    """Training data whose next `depth` batches are there already, in pinned memory for a GPU."""
 
-    def __init__(self, data: TrainingData, depth: int, *, pin: bool) -> None:
-        self._data, self._depth, self._pin = data, depth, pin
+    def __init__(self, data: TrainingData, depth: int, device: torch.device) -> None:
+        self._data, self._depth, self._device = data, depth, device
         self._state = data.state_dict()
         self._queue: queue.Queue[tuple[Batch, dict[str, Any]] | BaseException]
         self._thread: threading.Thread | None = None
@@ -45,10 +45,13 @@ class ReadAhead:
         return batch
 
     def _read(self) -> None:
+        pin = self._device.type == "cuda"
+        if pin:
+            torch.cuda.set_device(self._device)  # each thread's own; begins as GPU 0
         while not self._closing.is_set():
             try:
                 batch = self._data.next_batch()
-                self._queue.put((batch.pinned() if self._pin else batch, self._data.state_dict()))
+                self._queue.put((batch.pinned() if pin else batch, self._data.state_dict()))
             except BaseException as error:  # told where it is waited for
                 self._queue.put(error)
                 return

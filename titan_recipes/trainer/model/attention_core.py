@@ -47,6 +47,9 @@ class AttentionCore(nn.Module):
         """out_BNSV. mask: of `self.mask`, for as many queries."""
         assert self.has_sinks == (sinks_N is not None)
         if mask is None:
+            if q_BNSH.is_cuda and q_BNSH.dtype == torch.float32:
+                # The one fused kernel for float32 there knows no grouped heads.
+                k_BKSH, v_BKSV = self.repeated(q_BNSH, k_BKSH, v_BKSV)
             return F.scaled_dot_product_attention(
                 q_BNSH,
                 k_BKSH,
@@ -74,11 +77,14 @@ class AttentionCore(nn.Module):
         if self.soft_cap or sinks_N is not None:
             return self.written_out(q_BNSH, k_BKTH, v_BKTV, mask_BST, sinks_N)
         # No fused kernel takes a mask and grouped heads at once.
-        group = q_BNSH.shape[1] // k_BKTH.shape[1]
-        k_BNTH, v_BNTV = (x.repeat_interleave(group, dim=1) for x in (k_BKTH, v_BKTV))
+        k_BNTH, v_BNTV = self.repeated(q_BNSH, k_BKTH, v_BKTV)
         return F.scaled_dot_product_attention(
             q_BNSH, k_BNTH, v_BNTV, attn_mask=mask_BST.unsqueeze(1), scale=self.scale
         )
+
+    def repeated(self, q_BNSH: Tensor, *kv_BKTX: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values with a head for each query head."""
+        return tuple(x.repeat_interleave(q_BNSH.shape[1] // x.shape[1], dim=1) for x in kv_BKTX)
 
     def written_out(
         self,

@@ -159,7 +159,20 @@ def lay_out(job: Job, rank: int, device: torch.device, host_group: dist.ProcessG
     if job.model.moe is not None and (derived.ep > 1 or derived.tp > 1):
         edp = dp_shard_cp * derived.tp // derived.ep
         expert_mesh = mesh_of(**copies, edp=edp, ep=derived.ep)
+    if job.optimizer.name == "Muon":
+        join_axes(mesh, "dp_shard_cp", "tp")
+        join_axes(expert_mesh, "edp", "ep")
     return World(rank, derived.world_size, device, mesh, data_mesh, expert_mesh, host_group)
+
+
+def join_axes(mesh: DeviceMesh | None, *axes: str) -> None:
+    """Make the group of the ranks that share a matrix split over several axes.
+
+    Here, as NCCL splits the group of all ranks for it, which all have to take part in: a pipeline's
+    ranks without experts would not ask for the group of those.
+    """
+    if mesh is not None and all(mesh[axis].size() > 1 for axis in axes):
+        mesh[axes]._flatten()
 
 
 def trace_collectives(job: Job, run_directory: Path) -> None:
@@ -171,17 +184,21 @@ def trace_collectives(job: Job, run_directory: Path) -> None:
     os.environ["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] = str(folder / job.comm.save_traces_file_prefix)
 
 
-def tighten_timeouts(seconds: int, world: World) -> None:
-    """Shorten the longest wait for a collective, once the slow first step is done."""
+def tighten_timeouts(seconds: int, world: World, *, but: dist.ProcessGroup | None) -> None:
+    """Shorten the longest wait for a collective, once the slow first step is done.
+
+    but: the checkpointer's group, in which all wait for the one that writes longest.
+    """
     assert world.mesh is not None
     dist.barrier()
-    set_timeouts(seconds)
+    set_timeouts(seconds, but=but)
 
 
-def set_timeouts(seconds: int) -> None:
-    """Set the longest wait for a collective in every group there is.
+def set_timeouts(seconds: int, *, but: dist.ProcessGroup | None = None) -> None:
+    """Set the longest wait for a collective in every group there is but one.
 
-    After set-up: those of the meshes, the host's, a tied weight's, the checkpointer's.
+    After set-up: those of the meshes, the host's, a tied weight's.
     """
     for group in list(dist.distributed_c10d._world.pg_map):
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+        if group is not but:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
