@@ -1,6 +1,7 @@
-"""Many jobs trained by one torchrun, one after another: starting ranks costs more than a case.
+"""Many jobs trained by the same ranks, one after another: starting ranks costs more than a case.
 
-As a script, `torchrun parity.py ROOT NAME...`, it is one rank; a case is ROOT/NAME/job.toml.
+As a script, `parity.py RANKS ROOT NAME...`, it is those ranks; a case is ROOT/NAME/job.toml. What
+torchrun and the trainer's own start do is left to `training.train` and to real launches.
 """
 
 import faulthandler
@@ -10,10 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from training import column, forget_job, leave_group, small_job, write_job
+from training import column, forget_job, leave_group, small_job, train_here, write_job
 
 from titan_recipes.config.job import Job, read_job
 from titan_recipes.config.layout import RunLayout
+from titan_recipes.launch.torchrun import rendezvous
 
 STEPS = 20
 TINY = (
@@ -45,24 +47,29 @@ def train_all(root: Path, jobs: dict[str, Job], *, timeout: float = 600) -> None
 
     After `timeout` seconds the ranks are ended, and the output says what each was waiting for.
     """
-    (ranks,) = {job.derived.world_size for job in jobs.values()}
+    (num_ranks,) = {job.derived.world_size for job in jobs.values()}
+    if num_ranks == 1:
+        for name, job in jobs.items():
+            train_here(root / name, job)
+        return
     for name, job in jobs.items():
         write_job(root / name, job)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", __file__, str(root), *jobs]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipe, together = subprocess.PIPE, subprocess.STDOUT
     with subprocess.Popen(
-        command, stdout=pipe, stderr=together, text=True, env=environment
-    ) as torchrun:
+        [sys.executable, __file__, str(num_ranks), str(root), *jobs],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    ) as ranks:
         end = f"not done after {timeout:.0f} s"
         try:
-            output, _ = torchrun.communicate(timeout=timeout)
-            end = f"exit {torchrun.returncode}"
+            output, _ = ranks.communicate(timeout=timeout)
+            end = f"exit {ranks.returncode}"
         except subprocess.TimeoutExpired:
-            torchrun.terminate()  # and with it the ranks, which a kill would leave behind
-            output, _ = torchrun.communicate()
-    if torchrun.returncode:
+            os.killpg(ranks.pid, signal.SIGTERM)
+            output, _ = ranks.communicate()
+    if ranks.returncode:
         raise AssertionError(f"{', '.join(jobs)}: {end}\n{output}")
 
 
@@ -76,7 +83,18 @@ def difference(expected: Path, found: Path) -> float:
     return worst
 
 
-def _train_here(root: Path, names: list[str]) -> None:
+def _start_ranks(num_ranks: int, root: Path, names: list[str]) -> None:
+    """Fork the ranks: torch, which takes seconds to import, is imported once for all of them."""
+    from torch.multiprocessing.spawn import start_processes
+
+    import titan_recipes.trainer.train  # noqa: F401 # and with it all that a rank needs
+
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(rendezvous(1, 0, "", "").port)}
+    where |= {"WORLD_SIZE": str(num_ranks)}
+    start_processes(_be_rank, (where, root, names), nprocs=num_ranks, start_method="fork")
+
+
+def _be_rank(rank: int, where: dict[str, str], root: Path, names: list[str]) -> None:
     from torch.distributed import distributed_c10d
 
     from titan_recipes.trainer.data.prepare import ensure_prepared
@@ -84,6 +102,7 @@ def _train_here(root: Path, names: list[str]) -> None:
     from titan_recipes.trainer.parallel.mesh import join_world
     from titan_recipes.trainer.train import Trainer
 
+    os.environ |= {**where, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     faulthandler.register(signal.SIGTERM, chain=True)
     for name in names:
         layout = RunLayout(root / name)
@@ -102,4 +121,4 @@ def _train_here(root: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _train_here(Path(sys.argv[1]), sys.argv[2:])
+    _start_ranks(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -31,7 +31,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def launch_command(
-    outputs: Path, name: str, corpus: Path, *overrides: str, ranks: int
+    outputs: Path, name: str, corpus: Path, *overrides: str, ranks: int = 1
 ) -> list[str]:
     """`launch llama3_debug` with the small settings."""
     settings = small_settings(corpus, *overrides, ranks=ranks)
@@ -175,7 +175,7 @@ def test_killed_rank_is_retried_and_resumes_by_itself(
 
 def test_rank_killed_at_the_same_step_four_times_ends_failed(tmp_path: Path, corpus: Path) -> None:
     command = launch_command(
-        tmp_path, "failing", corpus, "checkpoint.interval=100", "training.steps=2000", ranks=2
+        tmp_path, "failing", corpus, "checkpoint.interval=100", "training.steps=2000"
     )
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     directory, killed_at = tmp_path / "failing", 0.0
@@ -186,13 +186,13 @@ def test_rank_killed_at_the_same_step_four_times_ends_failed(tmp_path: Path, cor
             return row["step"] >= 3 and row["time"] > since
 
         wait_until(is_at_step_3, "the attempt's third step")
-        os.kill(rank_pids(directory)[1], signal.SIGKILL)
+        os.kill(rank_pids(directory)[0], signal.SIGKILL)
         killed_at = time.time()
     output, _ = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 1, output
     found = status(tmp_path, "failing")
     assert (found["state"], found["attempt"]) == ("FAILED", 4)
-    assert "rank 1 was killed by SIGKILL" in found["cause"]
+    assert "rank 0 was killed by SIGKILL" in found["cause"]
     assert "\n" not in found["cause"]
 
 

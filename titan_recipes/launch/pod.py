@@ -9,7 +9,6 @@ an exit code for which they are not.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -80,7 +79,7 @@ class Pod:
         try:
             came = gather(meet.port, others, meeting, deadline, stopped)
         except OSError as error:  # with the host's network, where others take ports too
-            self._log.say(f"port {meet.port}: {os.strerror(error.errno)}")
+            self._log.say(f"port {meet.port}: {error.strerror}")
             return False
         missing = sorted(others - came.keys())
         for peer, _ in came.values():
