@@ -31,9 +31,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from training import train, train_here
 
-from tests.parity import parity_job
+from tests.parity import parity_job, train_all
 
 HERE = Path(__file__).parent
 LAST = ("test_docker_scheduler.py", "test_pod_rehearsal.py", "test_image_runs.py")
@@ -139,12 +138,11 @@ def local_runs(engine: DockerEngine, corpus: Path) -> Callable[[int], Path]:
     """Number of ranks -> directory of the parity job trained by them without a container."""
 
     def trained(ranks: int) -> Path:
-        directory = engine.folder / f"local-{ranks}"
+        name = f"local-{ranks}"
         with engine.alone("local"):
-            if not directory.exists():
-                job = parity_job(corpus, ranks=ranks, dp=ranks)
-                (train if ranks > 1 else train_here)(directory, job)
-        return directory
+            if not (engine.folder / name).exists():
+                train_all(engine.folder, {name: parity_job(corpus, ranks=ranks, dp=ranks)})
+        return engine.folder / name
 
     return trained
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from training import column, train
+from training import column
 
 from tests.kubernetes.pod_cluster import PodCluster
 from tests.kubernetes.pod_runs import Place, attempts, call, wait_for, wait_for_end
-from tests.parity import parity_job
+from tests.parity import parity_job, train_all
 from titan_recipes.config.layout import RunLayout
 from titan_recipes.launch.kubernetes_mirror import mirrored
 from titan_recipes.launch.state import run_status
@@ -26,8 +26,7 @@ def test_two_pods_of_which_one_is_killed_train_as_if_undisturbed(
     place: Place, pods: PodCluster, corpus: Path, tmp_path: Path
 ) -> None:
     job = parity_job(corpus, *SETTINGS, ranks=1, dp=2)
-    undisturbed = tmp_path / "undisturbed"
-    train(undisturbed, job)
+    train_all(tmp_path, {"undisturbed": job})
 
     words = [word for setting in job.origin.overrides for word in ("--set", setting)]
     launched = call(
@@ -47,7 +46,7 @@ def test_two_pods_of_which_one_is_killed_train_as_if_undisturbed(
     assert killed.step_to >= SAVED_STEP
     assert (resumed.step_from, resumed.step_to) == (killed.step_to, STEPS)
     for name in ("loss", "grad_norm", "lr"):
-        expected = column(undisturbed, name)
+        expected = column(tmp_path / "undisturbed", name)
         assert len(expected) == STEPS
         assert column(layout.root, name) == expected
         assert column(place.volume / "a", name) == expected

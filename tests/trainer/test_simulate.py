@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ from titan_recipes.errors import ConfigError
 from titan_recipes.trainer.simulate.__main__ import chosen_ranks
 from titan_recipes.trainer.simulate.measure import Measured
 from titan_recipes.trainer.simulate.memory import MemoryTracker, Peak
-from titan_recipes.trainer.simulate.report import RankReport, as_text, verdict
+from titan_recipes.trainer.simulate.rank import simulate_rank
+from titan_recipes.trainer.simulate.report import RankReport, as_json, as_text, verdict
 
 PARALLEL = "parallelism."
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -49,6 +53,7 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
 }
 """Layouts of four ranks: those that read different data, and overrides."""
 
+Simulate = Callable[[Job], dict[str, Any]]
 EXACT = [name for name in LAYOUTS if name not in ("pipeline", "experts")]
 
 
@@ -96,16 +101,24 @@ def run_simulation(job: Job, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *options], capture_output=True, text=True, timeout=600)
 
 
-def simulated(job: Job) -> dict[str, Any]:
-    done = run_simulation(job, "--rank", "0", "--json")
-    assert done.returncode == 0, done.stderr
-    return rank_of(done.stdout)
+@pytest.fixture(scope="module")
+def simulated() -> Iterator[Simulate]:
+    """Simulates rank 0 of a job in a process of its own, forked from one that has torch."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["titan_recipes.trainer.train"])
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+
+        def simulate(job: Job) -> dict[str, Any]:
+            report = pool.submit(simulate_rank, job, 0, traceback=False).result()
+            return rank_of(json.dumps(as_json(job, [report])))
+
+        yield simulate
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", EXACT)
 def test_simulated_rank_equals_the_real_one_to_the_byte(
-    real: dict[str, Any], jobs: dict[str, Job], layout: str
+    simulated: Simulate, real: dict[str, Any], jobs: dict[str, Job], layout: str
 ) -> None:
     assert simulated(jobs[layout]) == real[layout]
     assert real[layout]["peak_bytes"] > 4_000_000
@@ -113,7 +126,7 @@ def test_simulated_rank_equals_the_real_one_to_the_byte(
 
 @pytest.mark.slow
 def test_simulated_pipeline_stage_is_close_to_the_real_one(
-    real: dict[str, Any], jobs: dict[str, Job]
+    simulated: Simulate, real: dict[str, Any], jobs: dict[str, Job]
 ) -> None:
     """Real sends hold what they send until it has left."""
     found, expected = simulated(jobs["pipeline"]), real["pipeline"]
@@ -123,7 +136,9 @@ def test_simulated_pipeline_stage_is_close_to_the_real_one(
 
 
 @pytest.mark.slow
-def test_simulated_experts_are_loaded_evenly(real: dict[str, Any], jobs: dict[str, Job]) -> None:
+def test_simulated_experts_are_loaded_evenly(
+    simulated: Simulate, real: dict[str, Any], jobs: dict[str, Job]
+) -> None:
     found, expected = simulated(jobs["experts"]), real["experts"]
     assert found["peak_bytes"] == pytest.approx(expected["peak_bytes"], rel=0.01)
     for name, (count, size) in expected["collectives"].items():
@@ -135,7 +150,9 @@ def test_simulated_experts_are_loaded_evenly(real: dict[str, Any], jobs: dict[st
     assert found["collectives"]["all_to_all ep"][1] == 2 * 3 * 4 * (2 * 128 * 64 * 4) + counts
 
 
-def test_sharded_rank_has_its_share_of_the_state_and_of_the_traffic(jobs: dict[str, Job]) -> None:
+def test_sharded_rank_has_its_share_of_the_state_and_of_the_traffic(
+    simulated: Simulate, jobs: dict[str, Job]
+) -> None:
     job = jobs["fsdp"]
     found, num_params = simulated(job), job.derived.num_params
     memory = found["memory_bytes"]
@@ -161,7 +178,7 @@ def test_sharded_rank_has_its_share_of_the_state_and_of_the_traffic(jobs: dict[s
     assert found["collectives"]["all_gather dp_shard_cp"][1] == 2 * gathered
 
 
-def test_more_passes_only_add_traffic(jobs: dict[str, Job]) -> None:
+def test_more_passes_only_add_traffic(simulated: Simulate, jobs: dict[str, Job]) -> None:
     job = jobs["fsdp"]
     many = replace(job, derived=replace(job.derived, gradient_accumulation_steps=50))
     few, found = simulated(job), simulated(many)
@@ -173,7 +190,7 @@ def test_more_passes_only_add_traffic(jobs: dict[str, Job]) -> None:
     )
 
 
-def test_offloaded_state_counts_as_host_memory(jobs: dict[str, Job]) -> None:
+def test_offloaded_state_counts_as_host_memory(simulated: Simulate, jobs: dict[str, Job]) -> None:
     job = jobs["fsdp"]
     found = simulated(replace(job, training=replace(job.training, enable_cpu_offload=True)))
     assert "parameters" not in found["memory_bytes"]
@@ -237,7 +254,7 @@ def test_verdict_counts_with_the_reserve(gib: int, expected: str, words: str) ->
 
 
 @pytest.mark.slow
-def test_chunked_loss_needs_a_quarter_less_at_the_peak_of_a_1b_model() -> None:
+def test_chunked_loss_needs_a_quarter_less_at_the_peak_of_a_1b_model(simulated: Simulate) -> None:
     alone = ("plan.nodes=1", "plan.gpus_per_node=1", "training.global_batch_size=-1")
     peaks: dict[int, int] = {}
     for tokens in (0, -1):

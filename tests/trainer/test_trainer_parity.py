@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from parity import difference, train_all
 from training import column, largest_difference, rows, small_job, train, train_here
 
 
@@ -18,14 +19,42 @@ def one_process(
     return directory
 
 
-def test_fsdp2_on_two_ranks_equals_one_process(
-    one_process: Path, tmp_path: Path, corpus: Path
-) -> None:
-    train(tmp_path, small_job(corpus, ranks=2))
-    for name in ("loss", "grad_norm"):
-        expected = column(one_process, name)
-        assert len(expected) == 20
-        assert largest_difference(expected, column(tmp_path, name)) <= 1e-6
+TINY = (
+    "model.dim=64",
+    "model.n_heads=4",
+    "model.n_kv_heads=2",
+    "model.ffn_dim=128",
+    "training.steps=6",
+)
+BF16 = "training.mixed_precision_param='bfloat16'"
+TIED = ("model.tie_embeddings=true", "training.steps=6")
+TWO_RANKS = {
+    "fsdp": (),
+    "by op, never resharded": (
+        "activation_checkpoint.mode='selective'",
+        "activation_checkpoint.selective_ac_option='op'",
+        "parallelism.fsdp_reshard_after_forward='never'",
+        "checkpoint.async_mode='async'",
+    ),
+    "tied": TIED,
+    "bf16": (*TINY, BF16),
+}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory, corpus: Path, session_cache: Path) -> Path:
+    """TWO_RANKS, each in a directory of its name."""
+    root = tmp_path_factory.mktemp("two-ranks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TITAN_RECIPES_CACHE", str(session_cache))
+        train_all(root, {name: small_job(corpus, *s, ranks=2) for name, s in TWO_RANKS.items()})
+    return root
+
+
+@pytest.mark.parametrize("name", ["fsdp", "by op, never resharded"])
+def test_two_ranks_equal_one_process(one_process: Path, two_ranks: Path, name: str) -> None:
+    assert len(column(one_process, "loss")) == 20
+    assert difference(one_process, two_ranks / name) <= 1e-6
     assert column(one_process, "loss")[-1] < column(one_process, "loss")[0] - 0.3
 
 
@@ -74,23 +103,6 @@ def test_memory_budget_keeps_the_numbers(one_process: Path, tmp_path: Path, corp
         assert largest_difference(expected, column(tmp_path, name)[:3]) <= 1e-5
 
 
-def test_selective_by_op_and_never_reshard_on_two_ranks_equal_one_process(
-    one_process: Path, tmp_path: Path, corpus: Path
-) -> None:
-    job = small_job(
-        corpus,
-        "activation_checkpoint.mode='selective'",
-        "activation_checkpoint.selective_ac_option='op'",
-        "parallelism.fsdp_reshard_after_forward='never'",
-        "checkpoint.async_mode='async'",
-        ranks=2,
-    )
-    train(tmp_path, job)
-    assert largest_difference(column(one_process, "loss"), column(tmp_path, "loss")) <= 1e-6
-    norms = column(one_process, "grad_norm"), column(tmp_path, "grad_norm")
-    assert largest_difference(*norms) <= 1e-6
-
-
 @pytest.mark.slow
 def test_compiled_blocks_and_loss_equal_eager_and_are_kept_for_the_next_run(
     one_process: Path, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
@@ -110,35 +122,20 @@ def test_compiled_blocks_and_loss_equal_eager_and_are_kept_for_the_next_run(
     assert set(cache.rglob("*.so")) == kept
 
 
-def test_tied_embeddings_on_two_ranks_equal_one_process(tmp_path: Path, corpus: Path) -> None:
-    for ranks in (1, 2):
-        job = small_job(corpus, "model.tie_embeddings=true", "training.steps=6", ranks=ranks)
-        (train if ranks > 1 else train_here)(tmp_path / str(ranks), job)
-    for name in ("loss", "grad_norm"):
-        pair = column(tmp_path / "1", name), column(tmp_path / "2", name)
-        assert largest_difference(*pair) <= 1e-6
-
-
-TINY = (
-    "model.dim=64",
-    "model.n_heads=4",
-    "model.n_kv_heads=2",
-    "model.ffn_dim=128",
-    "training.steps=6",
-)
+def test_tied_embeddings_on_two_ranks_equal_one_process(
+    two_ranks: Path, tmp_path: Path, corpus: Path
+) -> None:
+    train_here(tmp_path, small_job(corpus, *TIED))
+    assert difference(tmp_path, two_ranks / "tied") <= 1e-6
 
 
 def test_bf16_compute_is_the_same_on_one_rank_and_two_and_close_to_fp32(
-    tmp_path: Path, corpus: Path
+    two_ranks: Path, tmp_path: Path, corpus: Path
 ) -> None:
-    bf16 = "training.mixed_precision_param='bfloat16'"
     train_here(tmp_path / "fp32", small_job(corpus, *TINY))
-    train_here(tmp_path / "one", small_job(corpus, *TINY, bf16))
-    train(tmp_path / "two", small_job(corpus, *TINY, bf16, ranks=2))
+    train_here(tmp_path / "one", small_job(corpus, *TINY, BF16))
     # Passes are as large: sums differ in order only, and in float32.
-    for name in ("loss", "grad_norm"):
-        pair = column(tmp_path / "one", name), column(tmp_path / "two", name)
-        assert largest_difference(*pair) <= 1e-5
+    assert difference(tmp_path / "one", two_ranks / "bf16") <= 1e-5
     expected = column(tmp_path / "fp32", "loss")
     assert 0 < largest_difference(expected, column(tmp_path / "one", "loss")) <= 2e-3
 
